@@ -1,0 +1,39 @@
+# `make quickstart` and `make test` need nothing but Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= recipes/quickstart.toml
+
+.PHONY: quickstart test test-long lint clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distilkit needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# Two trainings with the same budget on scikit-learn's hand-written digits, then the deployment: about two minutes.
+quickstart: $(VENV)/.installed
+	$(BIN)/distilkit train recipes/quickstart_baseline.toml
+	$(BIN)/distilkit train $(RECIPE)
+	$(BIN)/distilkit compare
+	$(BIN)/distilkit prune-branches
+	$(BIN)/distilkit export --mode single --format onnx
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,116 @@
+"""Augmentation of whole batches of uint8 images, on the device that holds them.
+
+What is random is drawn apart from what it is applied to: draws are made on the CPU, for all images of a global batch,
+so that every device and any number of processes sees the same images.
+
+Shape suffixes: N stored images, G images of a global batch, B images of this process, C channels, H height, W width.
+Images are NHWC here: a row of a channels-last image is W * C adjacent bytes.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The usual settings of inception-style crops, as in torchvision's RandomResizedCrop.
+SCALE = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10
+
+
+def names() -> tuple[str, ...]:
+    """List the augmentations, as a recipe spells them."""
+    return ("none", "crop", "crop-flip", "random-resized-crop")
+
+
+def padding(size: int) -> int:
+    """Return the padding at each side in pixels, which bounds the shifts: 4 for CIFAR's 32, 1 for the digits' 8."""
+    return size // 8
+
+
+def padded(images_NHWC: Tensor, pad: int, mirror: bool) -> Tensor:
+    """Put the images in black frames, [N, H + 2 pad, W + 2 pad, C]; with `mirror`, add them all mirrored, [2 N, ...].
+
+    Black is 0 before normalisation, as in torchvision's RandomCrop on images. It costs (1 + 2 pad / H)^2 times the
+    images' own memory, twice that with `mirror`: 480 MB for CIFAR.
+    """
+    N, H, W, C = images_NHWC.shape
+    frames = images_NHWC.new_zeros((2 * N if mirror else N, H + 2 * pad, W + 2 * pad, C))
+    frames[:N, pad : pad + H, pad : pad + W] = images_NHWC
+    if mirror:
+        frames[N:, pad : pad + H, pad : pad + W] = images_NHWC.flip(2)
+    return frames
+
+
+def windows(frames: Tensor, pad: int) -> Tensor:
+    """Show every place where a crop can lie: a view [N, 2 pad + 1, 2 pad + 1, H, W * C] of `padded` images.
+
+    Indexing it with [image, dy, dx] crops a batch in one gather, whose innermost W * C bytes are adjacent both in
+    what is read and in what is written.
+    """
+    N, framed_H, framed_W, C = frames.shape
+    row = framed_W * C
+    shape = (N, 2 * pad + 1, 2 * pad + 1, framed_H - 2 * pad, (framed_W - 2 * pad) * C)
+    return frames.as_strided(shape, (framed_H * row, row, C, row, 1))
+
+
+def draw_crops(count: int, pad: int, mirror: bool, draws: torch.Generator) -> Tensor:
+    """Draw where each crop starts and whether it is mirrored.
+
+    int64 [3, G]: rows dy and dx in 0..2 pad, mirrored in 0..1.
+    """
+    shifts_2G = torch.randint(2 * pad + 1, (2, count), generator=draws)
+    mirrored_G = torch.randint(2, (1, count), generator=draws) if mirror else torch.zeros((1, count), dtype=torch.int64)
+    return torch.cat([shifts_2G, mirrored_G])
+
+
+def draw_resized_crops(count: int, size: int, draws: torch.Generator) -> Tensor:
+    """Draw boxes of random area and shape: int64 [5, G], rows top, left, height, width (pixels), mirrored (0..1).
+
+    As torchvision's RandomResizedCrop samples them (scale (0.08, 1), ratio (3/4, 4/3)): up to ten tries at an area
+    and a log-uniform ratio whose box fits, the whole image if none does. All ten are drawn, the first that fits is
+    taken: a loop would draw for an image as often as another image failed.
+    """
+    area_draw, ratio_draw = torch.rand((2, TRIES, count), generator=draws, dtype=torch.float64)
+    top_draw, left_draw, mirror_draw = torch.rand((3, count), generator=draws, dtype=torch.float64)
+    area = size * size * (SCALE[0] + (SCALE[1] - SCALE[0]) * area_draw)
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    ratio = torch.exp(low + (high - low) * ratio_draw)
+    width, height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+
+    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
+    first = fits.long().argmax(0, keepdim=True)
+    found = fits.any(0)
+    height = torch.where(found, height.gather(0, first)[0], size)
+    width = torch.where(found, width.gather(0, first)[0], size)
+
+    # A uniform number in [0, 1) makes a whole one in 0..size - height.
+    top = (top_draw * (size - height + 1)).long()
+    left = (left_draw * (size - width + 1)).long()
+    return torch.stack([top, left, height, width, (mirror_draw < 0.5).long()])
+
+
+def resized_crops(images_NHWC: Tensor, boxes_5B: Tensor) -> Tensor:
+    """Resize each image's box to the whole image, bilinearly, rounded to uint8: [B, H, W, C].
+
+    One sampling of the batch. Sampling points are held within the box's outermost pixel centres, so that this equals
+    cutting the box out first and resizing it then. A box is never larger than what it becomes: no antialiasing.
+    """
+    B, H, W = images_NHWC.shape[:3]
+    top, left, height, width, mirrored = boxes_5B.to(images_NHWC.device, torch.float32)
+    y_BH = _sample_points(top, height, H)
+    x_BW = _sample_points(left, width, W)
+    x_BW = torch.where(mirrored[:, None].bool(), x_BW.flip(1), x_BW)
+    grid = torch.stack([x_BW[:, None, :].expand(B, H, W), y_BH[:, :, None].expand(B, H, W)], dim=-1)
+    floats = images_NHWC.permute(0, 3, 1, 2).float()
+    resized = F.grid_sample(floats, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+def _sample_points(start_B: Tensor, length_B: Tensor, size: int) -> Tensor:
+    """Spread `size` pixel centres over [start, start + length), in grid_sample's coordinates [-1, 1]: [B, size]."""
+    centres = (torch.arange(size, device=start_B.device) + 0.5) / size
+    pixels = start_B[:, None] + length_B[:, None] * centres
+    inside = pixels.clamp(start_B[:, None] + 0.5, (start_B + length_B)[:, None] - 0.5)
+    return inside * (2 / size) - 1

@@ -1,0 +1,90 @@
+"""A split that stays in the device's memory, and the batches that are made of it there.
+
+Shape suffixes: G images of a global batch, B images of this process.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from distilkit.data import augment as augmentation
+from distilkit.data.base import Split
+from distilkit.errors import SettingError, did_you_mean
+from distilkit.randomness import generator
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
+    """Draw the order of the training images in an epoch: int64 [count], a permutation that depends on nothing else."""
+    return torch.randperm(count, generator=generator(seed, "order", epoch))
+
+
+class TrainingImages:
+    """A training split in the device's memory, augmented there in batches.
+
+    `augment`: one of `augment.names()`. The split's own images are never written to. "crop" and "crop-flip" keep
+    framed copies of the images (see `augment.padded`) so that a batch is one gather.
+
+    Raises `SettingError` ("data.augment") for an unknown augmentation.
+    """
+
+    def __init__(self, split: Split, *, augment: str, seed: int, device: torch.device) -> None:
+        if augment not in augmentation.names():
+            raise SettingError(
+                "data.augment",
+                f"there is no augmentation {augment!r}; there are {', '.join(augmentation.names())}",
+                did_you_mean(augment, augmentation.names()),
+            )
+        self._augment = augment
+        self._seed = seed
+        self._device = device
+        self._labels = split.labels.to(device)
+        images_NHWC = split.images.to(device).permute(0, 2, 3, 1).contiguous()
+        self._size, self._channels = images_NHWC.shape[2:]
+        self._pad = augmentation.padding(self._size) if augment in ("crop", "crop-flip") else 0
+        self._mirror = augment == "crop-flip"
+        if self._pad or self._mirror:
+            images_NHWC = augmentation.padded(images_NHWC, self._pad, self._mirror)
+        self._frames = images_NHWC
+        self._windows = augmentation.windows(images_NHWC, self._pad)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batch(self, indices: Tensor, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Make the images of global step `step`, or this process's part of them.
+
+        `indices`: int64 [G], on the CPU: the whole global batch. `part`: the positions in it that this process takes.
+        Returns images uint8 [B, C, H, W] in channels-last memory and labels int64 [B], both on the device. What is
+        random is drawn for all G images from generator(seed, "augment", step): the parts of several processes, put
+        together, are the batch of one.
+        """
+        draws = generator(self._seed, "augment", step)
+        if self._augment == "random-resized-crop":
+            boxes_5G = augmentation.draw_resized_crops(len(indices), self._size, draws)
+            places = torch.cat([indices[None], boxes_5G])[:, part].to(self._device, non_blocking=True)
+            images_NHWC = augmentation.resized_crops(self._frames[places[0]], places[1:])
+        elif self._augment == "none":
+            places = indices[None, part].to(self._device, non_blocking=True)
+            images_NHWC = self._frames[places[0]]
+        else:
+            dy, dx, mirrored = augmentation.draw_crops(len(indices), self._pad, self._mirror, draws)
+            frames = indices + mirrored * len(self)
+            # One transfer for all four rows.
+            places = torch.stack([indices, frames, dy, dx])[:, part].to(self._device, non_blocking=True)
+            rows = self._windows[places[1], places[2], places[3]]
+            images_NHWC = rows.view(-1, self._size, self._size, self._channels)
+        return images_NHWC.permute(0, 3, 1, 2), self._labels[places[0]]
+
+
+def evaluation_batches(split: Split, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield every image once, in order: images uint8 [B, C, H, W] (channels last) and labels int64 [B] on the device.
+
+    The last batch is as small as what is left.
+    """
+    for start in range(0, len(split.labels), batch_size):
+        stop = start + batch_size
+        yield (
+            split.images[start:stop].to(device, non_blocking=True),
+            split.labels[start:stop].to(device, non_blocking=True),
+        )
