@@ -1,0 +1,348 @@
+"""Groups of students: branches on a shared trunk, or whole networks side by side.
+
+Either is made of plain backbones, so that every member's weights are those of the stock architecture under its own
+names: taking one member out of the group loses nothing and changes nothing.
+
+Shape suffixes: S students, B images, C classes, D features before the classifier.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from distilkit import split
+from distilkit.errors import SettingError, UserError, did_you_mean
+from distilkit.models import registry
+from distilkit.outputs import GroupKind, GroupOutput, GroupShape
+from distilkit.randomness import generator, seeded
+
+_PROBE_IMAGES = 2  # the fewest that batch norm can train on where maps have shrunk to one pixel
+
+
+class Normalize(nn.Module):
+    """The first step of every network that takes raw images: (images - mean) / std, per channel.
+
+    `mean`, `std`: one number for every channel, of images in [0, 1]. They are buffers, to move with the module, but not
+    part of its `state_dict()`. Takes images [B, C, H, W], uint8 in [0, 255] or floating point in [0, 1]; gives the same
+    shape and memory format in the module's own precision, float32 unless it has been converted. Raises `TypeError` on
+    images of any other type, and `ValueError` if the numbers do not fit together.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or min(std, default=0.0) <= 0:
+            raise ValueError(f"one mean and one positive std per channel, not {list(mean)} and {list(std)}")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W], uint8 or in [0, 1] -> normalised images [B, C, H, W]."""
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255
+        elif not images.is_floating_point():
+            raise TypeError(f"images are uint8, or floating point in [0, 1], not {images.dtype}")
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """One network that takes raw images: `backbone` after `normalize`. What is deployed, and what teaches."""
+
+    def __init__(self, normalize: Normalize, backbone: nn.Module) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, channels, H, W], uint8 or in [0, 1] -> logits [B, C]."""
+        logits: Tensor = self.backbone(self.normalize(images))
+        return logits
+
+
+class Group(nn.Module, ABC):
+    """Students that are trained together. Made by `build_group`.
+
+    Called with raw images [B, channels, H, W] (uint8, or floating point in [0, 1]) it gives a `GroupOutput`. `shape`:
+    what a method must know of it.
+    """
+
+    def __init__(self, normalize: Normalize, shape: GroupShape) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.shape = shape
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The students' names, in the order of the logits."""
+        return self.shape.members
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> GroupOutput:
+        """Raw images [B, channels, H, W] -> every student's logits and features."""
+
+    @abstractmethod
+    def member_state_dict(self, name: str) -> dict[str, Tensor]:
+        """Return the weights and buffers of one member under the stock backbone's own names, all of them.
+
+        The tensors are the group's own, not copies. Raises `UserError` if no member has this name.
+        """
+
+    @abstractmethod
+    def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
+        """Compute one member's logits [B, C] alone."""
+
+    def _require(self, name: str) -> None:
+        if name not in self.members:
+            raise UserError(
+                f"this group has no member {name!r}; it has {', '.join(self.members)}",
+                did_you_mean(name, self.members),
+            )
+
+
+class BranchGroup(Group):
+    """Students that share `trunk` and own one of `branches` each.
+
+    `separate`: hand every branch its own copy of the trunk's output, for branches that begin with an operation in
+    place: without copies the second branch would get what the first has made of it.
+
+    Keys of its `state_dict()`: "trunk.<backbone's name>" and "branches.<member>.<backbone's name>".
+    """
+
+    def __init__(
+        self,
+        trunk: split.Part,
+        branches: Mapping[str, split.Part],
+        normalize: Normalize,
+        shape: GroupShape,
+        *,
+        separate: bool = False,
+    ) -> None:
+        super().__init__(normalize, shape)
+        self.trunk = trunk
+        self.branches = nn.ModuleDict(branches)
+        self.separate = separate
+
+    def forward(self, images: Tensor) -> GroupOutput:
+        """Normalise once, compute the trunk once, then every branch."""
+        trunk = self.trunk(self.normalize(images))
+        results = [self.branches[name](trunk.clone() if self.separate else trunk) for name in self.members]
+        logits_SBC = torch.stack([logits for logits, _ in results])
+        return GroupOutput(logits_SBC, tuple(features for _, features in results), trunk, self.members)
+
+    def member_state_dict(self, name: str) -> dict[str, Tensor]:
+        """Join the trunk's and one branch's weights and buffers under the stock backbone's own names."""
+        self._require(name)
+        return {**self.trunk.state_dict(), **self.branches[name].state_dict()}
+
+    def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
+        logits: Tensor
+        logits, _ = self.branches[name](self.trunk(normalized))
+        return logits
+
+
+class NetworkGroup(Group):
+    """Students that are whole networks and share nothing.
+
+    Keys of its `state_dict()`: "networks.<member>.<backbone's name>".
+    """
+
+    def __init__(self, networks: Mapping[str, split.Part], normalize: Normalize, shape: GroupShape) -> None:
+        super().__init__(normalize, shape)
+        self.networks = nn.ModuleDict(networks)
+
+    def forward(self, images: Tensor) -> GroupOutput:
+        """Normalise once, then compute every network."""
+        normalized = self.normalize(images)
+        results = [self.networks[name](normalized) for name in self.members]
+        logits_SBC = torch.stack([logits for logits, _ in results])
+        return GroupOutput(logits_SBC, tuple(features for _, features in results), None, self.members)
+
+    def member_state_dict(self, name: str) -> dict[str, Tensor]:
+        """Return one network's weights and buffers under the stock backbone's own names."""
+        self._require(name)
+        return dict(self.networks[name].state_dict())
+
+    def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
+        logits: Tensor
+        logits, _ = self.networks[name](normalized)
+        return logits
+
+
+def build_group(
+    *,
+    kind: GroupKind,
+    architecture: str,
+    members: Sequence[str],
+    split_at: str | None,
+    num_classes: int,
+    channels: int,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+) -> Group:
+    """Build freshly initialised students, one for each name in `members`, in training mode on the CPU.
+
+    Student i starts as the plain backbone drawn with `seeded(seed, "init", i)`; in a group of branches the trunk is
+    student 0's, so that student 0 starts as exactly that plain network. `split_at`: None for the architecture's own,
+    and for whole networks. `channels`, `size`: of the images, `size` pixels on a side. `mean`, `std`: per channel, of
+    images in [0, 1]. Torch's global stream is left as it was.
+
+    Before it is handed out every member is compared with a stock network that is loaded with its weights: the same
+    names, the same logits to the last bit and the same updates of buffers, in both modes.
+
+    Raises `SettingError` on "model.architecture" if there is no such architecture, if it cannot be taken apart or if it
+    cannot take images of this size; on "group.split_at" if it cannot be cut there; `RuntimeError` if that comparison
+    fails, which is a fault of ours.
+    """
+    if not members or len(set(members)) != len(members):
+        raise ValueError(f"members need names of their own, not {list(members)}")
+    if len(mean) != channels:
+        raise ValueError(f"{len(mean)} means for {channels} channels")
+    if kind == "networks" and split_at is not None:
+        raise SettingError(
+            "group.split_at", f"whole networks are not split, at {split_at!r} or elsewhere", 'leave out "split_at"'
+        )
+    backbones = []
+    for index in range(len(members)):
+        with seeded(seed, "init", index):
+            backbones.append(registry.create(architecture, num_classes, channels))
+    with seeded(seed, "stock"):
+        stock = registry.create(architecture, num_classes, channels)
+    normalize = Normalize(mean, std)
+    probe = torch.rand(_PROBE_IMAGES, channels, size, size, generator=generator(seed, "probe"))
+    normalized = normalize(probe)
+    _check_stock(stock, architecture, normalized, num_classes)
+
+    if kind == "networks":
+        networks = {name: split.whole(backbone) for name, backbone in zip(members, backbones, strict=True)}
+        width = _feature_width(architecture, networks[members[0]], normalized)
+        shape = GroupShape(kind, tuple(members), None, (width,) * len(members), num_classes)
+        group: Group = NetworkGroup(networks, normalize, shape)
+    else:
+        split_at = registry.default_split(architecture) if split_at is None else split_at
+        cuts = {name: split.cut(backbone, split_at) for name, backbone in zip(members, backbones, strict=True)}
+        trunk = cuts[members[0]][0]
+        branches = {name: branch for name, (_, branch) in cuts.items()}
+        with _left_as_it_was(trunk):
+            crossing = trunk.eval()(normalized)
+        if not isinstance(crossing, Tensor) or crossing.dim() < 2 or not crossing.is_floating_point():
+            raise SettingError(
+                "group.split_at",
+                f"{architecture} cannot be cut at {split_at!r}: what crosses there is not a tensor of features",
+                f"cut it at its default, {registry.default_split(architecture)!r}",
+            )
+        width = _feature_width(architecture, branches[members[0]], crossing.clone())
+        shape = GroupShape(kind, tuple(members), _channels(crossing), (width,) * len(members), num_classes)
+        separate = _writes_to_its_input(branches[members[0]], crossing)
+        group = BranchGroup(trunk, branches, normalize, shape, separate=separate)
+    _compare(group, stock, probe, f"{architecture}{f' cut at {split_at!r}' if split_at else ''}")
+    return group.train()
+
+
+def _check_stock(stock: nn.Module, architecture: str, normalized: Tensor, num_classes: int) -> None:
+    """Tell the user, before anything is taken apart, if the architecture itself does not take these images."""
+    size = f"{normalized.shape[2]}x{normalized.shape[3]}"
+    for training in (False, True):
+        try:
+            with _left_as_it_was(stock), seeded(0, "check"):
+                logits = stock.train(training)(normalized)
+        except Exception as error:
+            # Any kind of exception: each architecture has its own way to say that images are too small for it.
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise SettingError(
+                "model.architecture",
+                f"{architecture} cannot take images of {size} pixels with {normalized.shape[1]} channels: {reason}",
+                "choose an architecture for images of this size, or another size of image",
+            ) from error
+        if not isinstance(logits, Tensor) or logits.shape != (_PROBE_IMAGES, num_classes):
+            what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise SettingError(
+                "model.architecture",
+                f"{architecture} gives {what} for {_PROBE_IMAGES} images, and not one logit for each of {num_classes} "
+                "classes",
+                "choose a classifier without auxiliary outputs",
+            )
+
+
+def _feature_width(architecture: str, part: split.Part, x: Tensor) -> int:
+    with _left_as_it_was(part):
+        _, features = part.eval()(x)
+    if features.dim() != 2:
+        raise SettingError(
+            "model.architecture",
+            f"the input of {architecture}'s last linear layer is {features.dim()}-dimensional, where a vector for each "
+            "image is needed",
+            "choose an architecture that pools before its classifier",
+        )
+    return int(features.shape[1])
+
+
+def _channels(crossing: Tensor) -> int:
+    """Count the channels of maps [B, C, H, W] or [B, H, W, C], tokens [B, N, C] or vectors [B, C].
+
+    The images are square, so of four dimensions the two that are equal are the map's; where all three are, the second
+    is taken for the channels, as in nearly every network.
+    """
+    if crossing.dim() == 4:
+        _, first, second, third = crossing.shape
+        return third if first == second != third else first
+    return crossing.shape[-1]
+
+
+def _writes_to_its_input(branch: split.Part, crossing: Tensor) -> bool:
+    for training in (False, True):
+        handed = crossing.clone()
+        before = handed._version  # counts the writes to a tensor and to all its views
+        with _left_as_it_was(branch), seeded(0, "check"):
+            branch.train(training)(handed)
+        if handed._version != before:
+            return True
+    return False
+
+
+def _compare(group: Group, stock: nn.Module, images: Tensor, what: str) -> None:
+    """Raise `RuntimeError` unless every member computes what the stock network with its weights computes."""
+    normalized = group.normalize(images)
+    with _left_as_it_was(group):
+        together_SBC = group.eval()(images).logits_SBC
+    for index, name in enumerate(group.members):
+        with _left_as_it_was(group):
+            try:
+                stock.load_state_dict(group.member_state_dict(name), strict=True)
+            except RuntimeError as error:
+                raise RuntimeError(f"{what}: {name!r} has not the names of the stock network") from error
+            if not torch.equal(together_SBC[index], stock.eval()(normalized)):
+                raise RuntimeError(f"{what}: {name!r} differs from the stock network in evaluation")
+            # In training each member alone: in a group, what one branch draws for dropout moves the next one's draws.
+            with seeded(0, "check"):
+                expected = stock.train()(normalized)
+            with seeded(0, "check"):
+                alone = group.train()._member_logits(name, normalized)
+            if not torch.equal(alone, expected):
+                raise RuntimeError(f"{what}: {name!r} differs from the stock network in training")
+            updated = group.member_state_dict(name)
+            for key, value in stock.state_dict().items():
+                if not torch.equal(updated[key], value):
+                    raise RuntimeError(f"{what}: {name!r} updates {key!r} otherwise than the stock network")
+
+
+@contextmanager
+def _left_as_it_was(module: nn.Module) -> Iterator[None]:
+    """Compute without gradients, and put buffers and modes back afterwards."""
+    modes = {each: each.training for each in module.modules()}
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
+        for each, mode in modes.items():
+            each.training = mode

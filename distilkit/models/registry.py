@@ -1,0 +1,90 @@
+"""The architectures by name: the decorated function's name is what a recipe says and what the command line takes.
+
+A family is one file in this package; its functions register themselves when the file is imported, and every file of
+the package is imported the first time that anything is looked up. So a new architecture takes one new file.
+"""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from distilkit.errors import SettingError, did_you_mean
+
+
+class Builder(Protocol):
+    """A function that builds one architecture with fresh weights drawn from torch's global stream."""
+
+    __name__: str
+
+    def __call__(self, num_classes: int, channels: int = 3) -> nn.Module:
+        """Build a network from images [B, channels, H, W] to logits [B, num_classes]."""
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    build: Builder
+    split_at: str
+
+
+_architectures: dict[str, _Architecture] = {}
+
+
+def register(*, split_at: str) -> Callable[[Builder], Builder]:
+    """Decorate a function with this to register what it builds under the function's own name.
+
+    `split_at`: the first module that is each student's own in a branched group, unless a recipe says otherwise.
+    """
+
+    def add(build: Builder) -> Builder:
+        name = build.__name__
+        if name in _architectures:
+            # Two networks under one name is how papers came to mean different things by "ResNet-110".
+            raise RuntimeError(f"two architectures are called {name!r}")
+        _architectures[name] = _Architecture(build, split_at)
+        return build
+
+    return add
+
+
+def names() -> tuple[str, ...]:
+    """Every registered name: the families in the order of their files' names, each in its file's order."""
+    _import_families()
+    return tuple(_architectures)
+
+
+def create(name: str, num_classes: int, channels: int = 3) -> nn.Module:
+    """Build `name` with fresh weights drawn from torch's global stream.
+
+    `channels`: of the input images. Returns a network from images [B, channels, H, W] to logits [B, num_classes].
+    Raises `SettingError` if no architecture has this name.
+    """
+    return _find(name).build(num_classes, channels)
+
+
+def default_split(name: str) -> str:
+    """Name the module at which `name` is cut where a recipe does not say. Raises `SettingError` if it is unknown."""
+    return _find(name).split_at
+
+
+def _find(name: str) -> _Architecture:
+    known = names()
+    if name not in _architectures:
+        raise SettingError(
+            "model.architecture",
+            f"there is no architecture {name!r}; there are {', '.join(known)}",
+            did_you_mean(name, known),
+        )
+    return _architectures[name]
+
+
+@functools.cache
+def _import_families() -> None:
+    # Not while this file is being imported: the families import `register` from it.
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)

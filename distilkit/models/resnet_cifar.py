@@ -1,0 +1,179 @@
+"""ResNets for small images (CIFAR, SVHN).
+
+He et al. 2016, "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), section 4.2: the basic-block form.
+He et al. 2016, "Identity Mappings in Deep Residual Networks" (arXiv 1603.05027): depth 164 with bottlenecks,
+18-18-18; here with post-activation blocks, as in the code of the two papers below.
+Lan et al. 2018, "Knowledge Distillation by On-the-Fly Native Ensemble" (arXiv 1806.04606), and Chen et al. 2020,
+"Online Knowledge Distillation with Diverse Peers" (arXiv 1912.00350): the variants that their tables call ResNet.
+
+A deviation from He et al.: shortcuts are 1x1 convolutions with batch norm wherever the shape changes, as in the code of
+Lan and Chen, and not zero-padding (which gives 0.464 M parameters for depth 32 where these have 0.467 M).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from distilkit.models.registry import register
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+
+
+def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(_conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions: [B, in, H, W] -> [B, width, H / stride, W / stride]."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, width, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv3x3(width, width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, width, H / stride, W / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        result: Tensor = self.relu(out + shortcut)
+        return result
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions, the stride on the 3x3: [B, in, H, W] -> [B, 4 width, H / stride, W / stride]."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = _conv1x1(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(width, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _conv1x1(width, width * self.expansion)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, width * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, 4 width, H / stride, W / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        result: Tensor = self.relu(out + shortcut)
+        return result
+
+
+class CifarResNet(nn.Module):
+    """A 3x3 stem and three stages of widths 16, 32, 64, the last two at half the resolution of the one before.
+
+    `block`: what the stages are made of. `blocks`: how many in each stage. Images [B, channels, H, W] of any size from
+    4 pixels to logits [B, num_classes]; the features before `fc` have 64 `block.expansion` channels.
+    """
+
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], blocks: Sequence[int], num_classes: int, channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(channels, 16)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        out = block.expansion
+        self.layer1 = _stage(block, 16, 16, blocks[0], stride=1)
+        self.layer2 = _stage(block, 16 * out, 32, blocks[1], stride=2)
+        self.layer3 = _stage(block, 32 * out, 64, blocks[2], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(64 * out, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, channels, H, W] -> logits [B, num_classes]."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(self.flatten(self.avgpool(x)))
+        return logits
+
+
+def _stage(
+    block: type[BasicBlock | Bottleneck], in_channels: int, width: int, blocks: int, stride: int
+) -> nn.Sequential:
+    first = block(in_channels, width, stride)
+    return nn.Sequential(first, *(block(width * block.expansion, width) for _ in range(blocks - 1)))
+
+
+def _basic(depth: int, num_classes: int, channels: int) -> CifarResNet:
+    # Two convolutions in each block of each of three stages, the stem and the classifier: depth = 6 n + 2.
+    return CifarResNet(BasicBlock, [(depth - 2) // 6] * 3, num_classes, channels)
+
+
+@register(split_at="layer3")
+def resnet8(num_classes: int, channels: int = 3) -> nn.Module:
+    """Build basic blocks 1-1-1: for tests and for a first look."""
+    return _basic(8, num_classes, channels)
+
+
+@register(split_at="layer3")
+def resnet14(num_classes: int, channels: int = 3) -> nn.Module:
+    """Build basic blocks 2-2-2."""
+    return _basic(14, num_classes, channels)
+
+
+@register(split_at="layer3")
+def resnet20(num_classes: int, channels: int = 3) -> nn.Module:
+    """Build basic blocks 3-3-3."""
+    return _basic(20, num_classes, channels)
+
+
+@register(split_at="layer3")
+def resnet32(num_classes: int, channels: int = 3) -> nn.Module:
+    """Build basic blocks 5-5-5; 466,906 parameters at 10 classes, 472,756 at 100."""
+    return _basic(32, num_classes, channels)
+
+
+@register(split_at="layer3")
+def resnet44(num_classes: int, channels: int = 3) -> nn.Module:
+    """Build basic blocks 7-7-7."""
+    return _basic(44, num_classes, channels)
+
+
+@register(split_at="layer3")
+def resnet56(num_classes: int, channels: int = 3) -> nn.Module:
+    """Build basic blocks 9-9-9."""
+    return _basic(56, num_classes, channels)
+
+
+@register(split_at="layer3")
+def resnet110(num_classes: int, channels: int = 3) -> nn.Module:
+    """Build basic blocks 18-18-18: what He et al. call ResNet-110. 1.73 M parameters at 10 classes, 1.74 M at 100."""
+    return _basic(110, num_classes, channels)
+
+
+@register(split_at="layer3")
+def resnet110_bottleneck12(num_classes: int, channels: int = 3) -> nn.Module:
+    """Build bottlenecks 12-12-12: the "ResNet-110" of OKDDip's code. 1.15 M parameters at 10 classes, 1.17 M at 100."""
+    return CifarResNet(Bottleneck, [12, 12, 12], num_classes, channels)
+
+
+@register(split_at="layer3")
+def resnet164_bottleneck(num_classes: int, channels: int = 3) -> nn.Module:
+    """Build bottlenecks 18-18-18: the "ResNet-110" of ONE's code. 1.70 M parameters at 10 classes, 1.73 M at 100."""
+    return CifarResNet(Bottleneck, [18, 18, 18], num_classes, channels)

@@ -1,0 +1,390 @@
+"""Cuts any backbone into trunk and branch, each with its parameters under the backbone's own names.
+
+`torch.fx` traces the backbone to a graph of calls; cutting at a module divides that graph. All that this program knows
+of fx is in this file. Graphs are never saved: weights under their original names are.
+
+A backbone is traced twice, in training and in evaluation mode, because tracing freezes whatever its `forward` reads
+from `self.training` (dropout as a function, stochastic depth, heads used in training only).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from distilkit.errors import SettingError, nearest
+
+_READS = ("call_module", "get_attr")  # nodes whose target is a path into the backbone
+_MOST_POINTS_IN_A_HINT = 24
+
+
+class Part(nn.Module):
+    """A piece of a backbone: the trunk, a branch, or the whole.
+
+    It holds the backbone's own modules, parameters and buffers under the names they have there, so its `state_dict()`
+    is a part of the backbone's. Called with images [B, C, H, W] a trunk gives the one tensor that goes to the branches
+    [B, ...]; called with that tensor a branch gives `(logits [B, C], features [B, D])`, the features being the input of
+    its last linear layer. The whole is a branch that takes images.
+
+    Made by `cut` and `whole`. It can be copied, moved, exported and compiled, but not pickled.
+    """
+
+    def __init__(self, source: "_Traced", graphs: Mapping[bool, fx.Graph], unused: Iterable[str]) -> None:
+        """`graphs`: by mode (True: training). `unused`: state of the backbone that no graph reads, for this part."""
+        super().__init__()
+        self.training = source.backbone.training
+        targets = {str(node.target): None for mode in graphs for node in graphs[mode].nodes if node.op in _READS}
+        # Shallow paths first, so that a module held as a whole is there before a path that leads into it.
+        for path in sorted([*targets, *unused], key=lambda path: path.count(".")):
+            self._hold(source, path)
+        # A generated forward looks its modules up on the `self` that it is given, so it serves every copy of this part.
+        self._forward_in_training = _generated_forward(self, graphs[True])
+        self._forward_in_evaluation = _generated_forward(self, graphs[False])
+
+    def forward(self, x: Tensor) -> Any:
+        """Compute the trunk's tensor, or the branch's `(logits [B, C], features [B, D])`."""
+        compute = self._forward_in_training if self.training else self._forward_in_evaluation
+        return compute(self, x)
+
+    def _hold(self, source: "_Traced", path: str) -> None:
+        *containers, name = path.split(".")
+        here: nn.Module = self
+        there: nn.Module = source.backbone
+        for container in containers:
+            there = getattr(there, container)
+            if not hasattr(here, container):
+                here.add_module(container, nn.Module().train(self.training))
+            here = getattr(here, container)
+            if here is there:
+                return  # inside a module that this part holds as a whole
+        value = source.constants[path] if path in source.constants else getattr(there, name)
+        if isinstance(value, nn.Module):
+            here.add_module(name, value)
+        elif isinstance(value, nn.Parameter):
+            here.register_parameter(name, value)
+        else:
+            # Plain tensor attributes become buffers too, so that they move with the part from device to device.
+            here.register_buffer(name, value, persistent=path in source.state)
+
+
+def cut(backbone: nn.Module, split_at: str) -> tuple[Part, Part]:
+    """Cut `backbone` before its module `split_at`: (trunk, branch).
+
+    The branch is that module and all that depends on it; the trunk is the rest. The two hold the backbone's own modules
+    and tensors, not copies. `branch(trunk(images))` joins them again, and the union of their `state_dict()`s is the
+    backbone's. The backbone keeps its modes.
+
+    Raises `SettingError` on "group.split_at" where it cannot be cut there: there is no such module, it is called more
+    than once, not exactly one tensor crosses, a side has no parameters, the sides share a tensor of the state, or the
+    last linear layer comes before it. Raises `SettingError` on "model.architecture" where the backbone cannot be cut
+    at all: fx cannot trace it, it returns something else than one tensor of logits, or it has no linear layer.
+    """
+    traced = _trace(backbone)
+    try:
+        divisions = traced.divide(split_at)
+    except _CannotCutHereError as error:
+        raise SettingError(
+            "group.split_at",
+            f"{type(backbone).__name__} cannot be cut at {split_at!r}: {error}",
+            _hint(traced, split_at),
+        ) from None
+    unused = traced.unused_state([node for division in divisions.values() for node in division.nodes])
+    unused_in_branch = traced.beside(unused, split_at, [node for mode in divisions for node in divisions[mode].branch])
+    trunk_graphs = {mode: _graph(division.trunk, division.crossing) for mode, division in divisions.items()}
+    branch_graphs = {
+        mode: _graph([division.crossing, *division.branch], (division.logits, division.features))
+        for mode, division in divisions.items()
+    }
+    trunk = Part(traced, trunk_graphs, [key for key in unused if key not in unused_in_branch])
+    return trunk, Part(traced, branch_graphs, unused_in_branch)
+
+
+def whole(backbone: nn.Module) -> Part:
+    """Turn the uncut `backbone` into a part: images [B, C, H, W] -> (logits [B, C], features [B, D]).
+
+    It holds the backbone's own modules and tensors, not copies. Raises `SettingError` on "model.architecture" like
+    `cut`.
+    """
+    traced = _trace(backbone)
+    graphs = {}
+    for mode, trace in traced.traces.items():
+        features = traced.features(trace.nodes)
+        assert features is not None  # tracing checks that
+        graphs[mode] = _graph(trace.nodes, (trace.logits, features))
+    return Part(traced, graphs, traced.unused_state(node for trace in traced.traces.values() for node in trace.nodes))
+
+
+def cut_points(backbone: nn.Module) -> list[str]:
+    """List the modules at which `backbone` can be cut, in the order in which they are called.
+
+    Where several names mean the same cut ("layer3", "layer3.0"), the outermost. Raises `SettingError` on
+    "model.architecture" like `cut`.
+    """
+    return _points(_trace(backbone))
+
+
+class _CannotCutHereError(Exception):
+    """Its message completes the sentence "it cannot be cut at X: ..."."""
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A backbone in one mode. `nodes`: those that lead to the logits, in order. `calls`: each module's, by path."""
+
+    nodes: list[fx.Node]
+    calls: dict[str, list[list[fx.Node]]]
+
+    @property
+    def logits(self) -> fx.Node:
+        return self.nodes[-1]
+
+
+@dataclass(frozen=True)
+class _Division:
+    """A trace in two: `crossing` is the trunk's last node, what the branch gets."""
+
+    trunk: list[fx.Node]
+    branch: list[fx.Node]
+    crossing: fx.Node
+    features: fx.Node
+    logits: fx.Node
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return [*self.trunk, *self.branch]
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A backbone and what tracing it found.
+
+    `traces`: by mode (True: training). `constants`: tensors that its `forward` makes from nothing. `state`: its
+    `state_dict()`, the tensors themselves. `keys_by_path`: the keys in that at and below every path.
+    """
+
+    backbone: nn.Module
+    traces: dict[bool, _Trace]
+    constants: dict[str, Tensor]
+    state: dict[str, Tensor]
+    keys_by_path: dict[str, list[str]]
+
+    def divide(self, split_at: str) -> dict[bool, _Division]:
+        return {mode: self._divide(trace, split_at) for mode, trace in self.traces.items()}
+
+    def _divide(self, trace: _Trace, split_at: str) -> _Division:
+        alive = set(trace.nodes)
+        calls = trace.calls.get(split_at, [])
+        if not calls:
+            exists = any(name == split_at for name, _ in self.backbone.named_modules(remove_duplicate=False))
+            raise _CannotCutHereError("it never calls it" if exists else "it has no such module")
+        if len(calls) > 1:
+            raise _CannotCutHereError(f"it calls it {len(calls)} times, so that this is not one place")
+        branch = alive.intersection(calls[0])
+        if not branch:
+            raise _CannotCutHereError("what it computes there does not lead to the logits")
+        from_image: set[fx.Node] = set()
+        for node in trace.nodes:
+            if node.op == "placeholder" or not from_image.isdisjoint(node.all_input_nodes):
+                from_image.add(node)
+            if not branch.isdisjoint(node.all_input_nodes):
+                branch.add(node)
+        # What is read or computed from parameters alone goes to the side that needs it.
+        for node in reversed(trace.nodes):
+            if node not in from_image and alive.intersection(node.users) <= branch:
+                branch.add(node)
+        crossing = [node for node in trace.nodes if node not in branch and not branch.isdisjoint(node.users)]
+        if not crossing:
+            raise _CannotCutHereError("nothing of the image gets there")
+        if len(crossing) > 1:
+            raise _CannotCutHereError(
+                f"{len(crossing)} tensors cross there ({', '.join(node.name for node in crossing)}), where one may"
+            )
+        nodes_of_branch = [node for node in trace.nodes if node in branch]
+        features = self.features(nodes_of_branch)
+        if features is None:
+            raise _CannotCutHereError("the last linear layer comes before it")
+        nodes_of_trunk = [node for node in trace.nodes if node not in branch]
+        self._check_state(nodes_of_trunk, nodes_of_branch)
+        return _Division(nodes_of_trunk, nodes_of_branch, crossing[0], features, trace.logits)
+
+    def _check_state(self, nodes_of_trunk: list[fx.Node], nodes_of_branch: list[fx.Node]) -> None:
+        # By the tensors themselves and not by their names, which tied weights have several of.
+        trunk = {id(self.state[key]) for key in self.keys_of(nodes_of_trunk)}
+        branch = {id(self.state[key]): key for key in self.keys_of(nodes_of_branch)}
+        parameters = {id(parameter) for parameter in self.backbone.parameters()}
+        if parameters.isdisjoint(trunk):
+            raise _CannotCutHereError("nothing with parameters comes before it, so that nothing is left to share")
+        if parameters.isdisjoint(branch):
+            raise _CannotCutHereError("nothing from there on has parameters, so that nothing is a student's own")
+        both = [key for tensor, key in branch.items() if tensor in trunk]
+        if both:
+            raise _CannotCutHereError(f"{both[0]!r} is used on both sides")
+
+    def features(self, nodes: list[fx.Node]) -> fx.Node | None:
+        """Find the input of the last linear layer among `nodes`."""
+        for node in reversed(nodes):
+            if node.op == "call_module" and isinstance(self.backbone.get_submodule(str(node.target)), nn.Linear):
+                return node.all_input_nodes[0]
+        return None
+
+    def keys_of(self, nodes: Iterable[fx.Node]) -> set[str]:
+        """Name the state that `nodes` read or write."""
+        targets = {str(node.target) for node in nodes if node.op in _READS}
+        return {key for target in targets for key in self.keys_by_path.get(target, ())}
+
+    def unused_state(self, nodes: Iterable[fx.Node]) -> list[str]:
+        """Name the state that `nodes` leave alone; a strict load wants it all the same."""
+        used = self.keys_of(nodes)
+        return [key for key in self.state if key not in used]
+
+    def beside(self, unused: list[str], split_at: str, branch: Iterable[fx.Node]) -> list[str]:
+        """Pick from `unused` what goes with the branch: other names of its tensors, and the rest of its modules."""
+        keys = self.keys_of(branch)
+        tensors = {id(self.state[key]) for key in keys}
+        modules = {split_at, *(_owner(key) for key in keys if _owner(key))}
+        below = {key for module in modules for key in self.keys_by_path.get(module, ())}
+        return [key for key in unused if key in below or id(self.state[key]) in tensors]
+
+
+class _Tracer(fx.Tracer):
+    """Remembers which nodes each call of a module made, and takes the first argument of `forward` alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, list[list[fx.Node]]] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Call whole, as it stands, what has nothing inside, and every batch norm.
+
+        Others' own norms and activations then need not be traceable. Batch norms with an activation inside count their
+        batches by an in-place addition whose result nobody reads; traced, it would be taken for dead.
+        """
+        inside = next(m.children(), None)
+        batch_norm = isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+        return inside is None or batch_norm or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Hand images to `forward` and leave everything else at its default, as whoever calls the backbone does."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call `m` and note the nodes that come of it."""
+        calls = self.calls.setdefault(self.path_of_module(m), [])
+        before = len(self.graph.nodes)
+        result = super().call_module(m, forward, args, kwargs)
+        calls.append(list(self.graph.nodes)[before:])
+        return result
+
+
+def _trace(backbone: nn.Module) -> _Traced:
+    modes = {module: module.training for module in backbone.modules()}
+    own = set(vars(backbone))
+    try:
+        traces = {mode: _trace_in_mode(backbone, mode) for mode in (True, False)}
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        # Tensors that `forward` makes from nothing; fx leaves them on the backbone.
+        constants = {name: vars(backbone).pop(name) for name in set(vars(backbone)) - own}
+    state = backbone.state_dict(keep_vars=True)
+    keys_by_path: dict[str, list[str]] = {}
+    for key in state:
+        parts = key.split(".")
+        for count in range(1, len(parts) + 1):
+            keys_by_path.setdefault(".".join(parts[:count]), []).append(key)
+    traced = _Traced(backbone, traces, constants, state, keys_by_path)
+    if any(traced.features(trace.nodes) is None for trace in traces.values()):
+        raise SettingError(
+            "model.architecture",
+            f"{type(backbone).__name__} has no linear layer that leads to its logits, so that there are no features "
+            "before a classifier",
+            "choose an architecture that ends in a linear layer",
+        )
+    return traced
+
+
+def _trace_in_mode(backbone: nn.Module, training: bool) -> _Trace:
+    backbone.train(training)
+    tracer = _Tracer()
+    name = type(backbone).__name__
+    try:
+        graph = tracer.trace(backbone)
+    except Exception as error:
+        # Any kind of exception: the backbone's own code runs here, on stand-ins for tensors.
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise SettingError(
+            "model.architecture",
+            f"{name} cannot be taken apart, because torch.fx cannot trace it: {reason}",
+            "its forward must not depend on the values of tensors; choose another architecture",
+        ) from error
+    (output,) = graph.find_nodes(op="output")
+    logits = output.args[0]
+    # A named tuple comes as a node too, one that calls the tuple's class.
+    if not isinstance(logits, fx.Node) or isinstance(logits.target, type):
+        raise SettingError(
+            "model.architecture",
+            f"{name} returns something else than one tensor of logits in {'training' if training else 'evaluation'}",
+            "choose it without auxiliary heads",
+        )
+    # Only what leads to the logits: DenseNet leaves nodes that nothing reads, and ViT asserts that belong to neither
+    # side (whoever builds a group runs the stock network on images of the same size, asserts and all).
+    alive = {logits}
+    for node in reversed(graph.nodes):
+        if node in alive:
+            alive.update(node.all_input_nodes)
+    return _Trace([node for node in graph.nodes if node in alive], tracer.calls)
+
+
+def _points(traced: _Traced) -> list[str]:
+    points: dict[frozenset[fx.Node], str] = {}
+    for path in traced.traces[False].calls:
+        try:
+            division = traced.divide(path)[False]
+        except _CannotCutHereError:
+            continue
+        # A module is called before those inside it, so the outermost of equal cuts comes first.
+        points.setdefault(frozenset(division.branch), path)
+    return list(points.values())
+
+
+def _hint(traced: _Traced, split_at: str) -> str:
+    points = _points(traced)
+    if not points:
+        return "it can be cut nowhere; train a group of whole networks instead"
+    # Whole depths of nesting, as many as can be taken in at a glance.
+    shown: set[str] = set()
+    for depth in sorted({path.count(".") for path in points}):
+        level = {path for path in points if path.count(".") == depth}
+        if shown and len(shown | level) > _MOST_POINTS_IN_A_HINT:
+            break
+        shown |= level
+    listed = f"it can be cut at {', '.join(path for path in points if path in shown)}"
+    if len(shown) < len(points):
+        listed += "; and at some modules inside these"
+    meant = None if split_at in traced.traces[False].calls else nearest(split_at, points)
+    return f"did you mean {meant!r}? {listed}" if meant else listed
+
+
+def _graph(nodes: list[fx.Node], result: fx.Node | tuple[fx.Node, ...]) -> fx.Graph:
+    """Copy `nodes` to a graph of their own; the first is its input, whatever it was before."""
+    first, *rest = sorted(nodes, key=lambda node: node.op != "placeholder")
+    graph = fx.Graph()
+    copies = {first: graph.placeholder(first.name)}
+    for node in rest:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[result] if isinstance(result, fx.Node) else tuple(copies[node] for node in result))
+    return graph
+
+
+def _generated_forward(part: Part, graph: fx.Graph) -> Callable[[nn.Module, Tensor], Any]:
+    forward: Callable[[nn.Module, Tensor], Any] = type(fx.GraphModule(part, graph)).forward
+    return forward
+
+
+def _owner(key: str) -> str:
+    return key.rpartition(".")[0]
