@@ -1,0 +1,42 @@
+"""Group and method in one module: the thing that trains, and the one that a distributed wrapper wraps."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from distilkit.group import Group
+from distilkit.methods.base import GroupOutput, Method
+
+
+class LearnerOutput(NamedTuple):
+    """`loss`: scalar, nats, minimised. `terms`: its unweighted parts. `logits_SBC`: the members' logits."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    logits_SBC: Tensor
+
+
+class Learner(nn.Module):
+    """Images and labels in, losses out."""
+
+    def __init__(self, group: Group, method: Method) -> None:
+        super().__init__()
+        self.group = group
+        self.method = method
+
+    @property
+    def leader(self) -> str:
+        """The member that is deployed."""
+        return self.method.leader(self.group.members)
+
+    def forward(self, images: Tensor, labels_B: Tensor, ramp: float | Tensor) -> LearnerOutput:
+        """`images`: uint8 or [0, 1], [B, channels, H, W]; `ramp`: weight of the method's distillation terms."""
+        outputs: GroupOutput = self.group(images)
+        total, terms = self.method(outputs, labels_B, ramp)
+        return LearnerOutput(total, terms, outputs.logits_SBC)
+
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Members' logits [S, B, C] and the method's own ensemble's [B, C] (None where it has none)."""
+        outputs: GroupOutput = self.group(images)
+        ensemble = self.method.ensemble(outputs) if self.method.ensemble_name else None
+        return outputs.logits_SBC, ensemble

@@ -1,0 +1,42 @@
+"""Methods by the name that a recipe gives them."""
+
+from typing import NamedTuple
+
+from distilkit.methods.base import GroupShape, Method, MethodOptions
+from distilkit.methods.baseline import BaselineOptions, Independent, IndependentOptions
+from distilkit.methods.one import One, OneOptions
+
+
+class _Entry(NamedTuple):
+    options: type[MethodOptions]
+    method: type[Method]
+
+
+_METHODS: dict[str, _Entry] = {
+    "baseline": _Entry(BaselineOptions, Independent),
+    "independent": _Entry(IndependentOptions, Independent),
+    "one": _Entry(OneOptions, One),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every method's name, as a recipe spells it."""
+    return tuple(_METHODS)
+
+
+def options_model(name: str) -> type[MethodOptions]:
+    """The pydantic model of a method's `[method]` section. Raises `KeyError` for a name that `names` has not."""
+    return _METHODS[name].options
+
+
+def members(options: MethodOptions, students: int) -> tuple[str, ...]:
+    """The names of a group's members, in order, as the method calls them."""
+    return _METHODS[options.name].method.member_names(students)
+
+
+def create(options: MethodOptions, shape: GroupShape, label_smoothing: float = 0.0) -> Method:
+    """The method's module for a group of this shape; parameters come from the global random stream.
+
+    Raises `SettingError` where the method's mathematics does not allow this group.
+    """
+    return _METHODS[options.name].method(options, shape, label_smoothing)

@@ -1,0 +1,72 @@
+"""What every method works on and what it returns.
+
+Shape suffixes: S students, B images, C classes, D features before the classifier.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from distilkit.outputs import GroupKind, GroupOutput, GroupShape
+
+__all__ = ["GroupKind", "GroupOutput", "GroupShape", "Method", "MethodLosses", "MethodOptions"]
+
+
+class MethodLosses(NamedTuple):
+    """`total`: the weighted sum that is minimised, a scalar in nats. `terms`: what it is the sum of, unweighted."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class MethodOptions(BaseModel):
+    """The keys a recipe's `[method]` section may have; each method adds its own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str
+
+    default_kind: ClassVar[GroupKind] = "branches"
+    default_students: ClassVar[int] = 3
+    allowed_kinds: ClassVar[tuple[GroupKind, ...]] = ("branches", "networks")
+    min_students: ClassVar[int] = 1
+    max_students: ClassVar[int | None] = None
+
+    def faults(self, kind: GroupKind, students: int) -> Iterator[tuple[str, str, str | None]]:
+        """Combinations that this method cannot do, beyond the class's limits: (dotted key, problem, hint)."""
+        return iter(())
+
+
+class Method(nn.Module, ABC):
+    """The loss over a group's outputs, with its own learnable parts and its own ensemble.
+
+    It holds no clock: the ramp-up weight of its distillation terms is handed in.
+    """
+
+    ensemble_name: str | None = None
+    """What the method's own ensemble is called in results; None where there is none (a single student)."""
+
+    @abstractmethod
+    def __init__(self, options: Any, shape: GroupShape, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+
+    @staticmethod
+    def member_names(students: int) -> tuple[str, ...]:
+        """The names of a group's members, in order."""
+        return tuple(f"student_{i}" for i in range(students))
+
+    @classmethod
+    def leader(cls, members: tuple[str, ...]) -> str:
+        """The member that is deployed."""
+        return members[0]
+
+    @abstractmethod
+    def forward(self, outputs: GroupOutput, labels_B: Tensor, ramp: float | Tensor) -> MethodLosses:
+        """Losses of one batch: means over images, sums over students."""
+
+    @abstractmethod
+    def ensemble(self, outputs: GroupOutput) -> Tensor:
+        """Logits [B, C] of the method's own ensemble; the single student's own where there is one."""

@@ -1,0 +1,36 @@
+"""The two terms that the methods share, vectorised over students.
+
+Shape suffixes: S students, B images, C classes. Everything is computed in float32 or wider, whatever autocast says:
+log-softmax in bfloat16 has three significant digits.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cross_entropy(logits_SBC: Tensor, labels_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with the labels: mean over images, **sum** over students (Lan et al. 2018, Eq. 6, first term).
+
+    `logits_SBC`: logits. `labels_B`: class indices, int64. Returns a scalar, nats.
+    """
+    students = logits_SBC.shape[0]
+    mean = F.cross_entropy(_wide(logits_SBC).flatten(0, 1), labels_B.repeat(students), label_smoothing=label_smoothing)
+    return students * mean
+
+
+def distillation(target_BC: Tensor, logits_SBC: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(target / T) || softmax(logits / T)): mean over images, **sum** over students.
+
+    `target_BC`: logits of the one target that all students share, first argument of the KL (Lan et al. 2018, Eq. 5);
+    it keeps its gradient, so detach it where none may cross. T^2 keeps the gradient's size independent of the
+    temperature (Hinton et al. 2015, section 2). Returns a scalar, nats.
+    """
+    target = F.log_softmax(_wide(target_BC) / temperature, dim=-1)
+    log_q_SBC = F.log_softmax(_wide(logits_SBC) / temperature, dim=-1)
+    kl_SBC = F.kl_div(log_q_SBC, target.expand_as(log_q_SBC), reduction="none", log_target=True)
+    return temperature**2 * kl_SBC.sum() / logits_SBC.shape[1]
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
