@@ -1,0 +1,191 @@
+"""Writes ONNX files: one small, self-contained, reproducible file that says nothing of the machine it was made on.
+
+torch's exporter does the translation, and its optimizer folds batch norm into the convolution before it. Releases of
+both have produced wrong graphs (pytorch issues 166797, 168224, 169178), so a file from here is not done until
+`distilkit.export.parity` has compared it with PyTorch.
+"""
+
+import contextlib
+import copy
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+import distilkit
+from distilkit.errors import UserError
+
+INPUT_NAME = "images"
+BATCH_DIMENSION = "N"
+
+# A protobuf message holds no more than 2 GiB; below it stays room for the graph.
+_MAX_WEIGHT_BYTES = 2**31 - 2**24
+
+
+class SingleForExport(nn.Module):
+    """A classifier (images -> logits [N, C]) with the outputs that a deployed one has: logits and probabilities."""
+
+    output_names = ("logits", "probabilities")
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images [N, C, H, W] -> logits, probabilities, each [N, classes]."""
+        logits_NC = self.classifier(images)
+        return logits_NC, logits_NC.softmax(-1)
+
+
+class EnsembleForExport(nn.Module):
+    """A group that answers as one.
+
+    `ensemble`: a module, images -> (the ensemble's logits [N, C], the members' logits [S, N, C]); a module and not a
+    function, so that its parameters are found. `member_names`: the S members in the order of their logits. `members`:
+    whether each member's logits are an output too, named `logits_<member>`.
+    """
+
+    def __init__(self, ensemble: nn.Module, member_names: Sequence[str], *, members: bool) -> None:
+        super().__init__()
+        self.ensemble = ensemble
+        self.members = members
+        extra = tuple(f"logits_{name}" for name in member_names) if members else ()
+        self.output_names = ("logits", "probabilities", *extra)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images -> logits, probabilities and, if asked for, each member's logits, all [N, classes]."""
+        logits_NC, logits_SNC = self.ensemble(images)
+        extra = logits_SNC.unbind(0) if self.members else ()
+        return (logits_NC, logits_NC.softmax(-1), *extra)
+
+
+def export_onnx(
+    module: nn.Module,
+    file: Path,
+    *,
+    size: tuple[int, int, int],
+    output_names: Sequence[str],
+    metadata: Mapping[str, str],
+    opset: int | None = None,
+    input_dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write `module` to `file` as ONNX.
+
+    `module`: images [N, C, H, W] of `input_dtype` (float32 in [0, 1], or uint8) -> a tuple of tensors, one for each of
+    `output_names`. `size`: (C, H, W). `metadata`: what the file says of itself. `opset`: None leaves it to torch.
+
+    The input is called `images`, its batch dimension is free. A float32 copy on the CPU in eval mode is exported; the
+    module stays as it is. Batch norm that follows a convolution directly is folded into it. The same weights give the
+    same bytes under the same versions of torch and onnxscript. The file appears complete or not at all, and nothing is
+    printed. Raises `UserError` if the network cannot be expressed in ONNX or is too large for one file.
+    """
+    if sum(t.numel() * 4 for t in module.state_dict().values()) > _MAX_WEIGHT_BYTES:
+        raise UserError("this network is larger than the 2 GiB that one ONNX file can hold")
+    model = _translate(module, size, tuple(output_names), opset, input_dtype)
+    _anonymise(model)
+    model.producer_name = "distilkit"
+    model.producer_version = distilkit.__version__
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+    onnx.checker.check_model(model, full_check=True)
+    _write_atomically(file, model.SerializeToString(deterministic=True))
+
+
+def _translate(
+    module: nn.Module,
+    size: tuple[int, int, int],
+    output_names: tuple[str, ...],
+    opset: int | None,
+    input_dtype: torch.dtype,
+) -> onnx.ModelProto:
+    exported = copy.deepcopy(module).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
+    # Two images: a dimension of one would be taken for a constant. Their contents do not matter.
+    images = torch.zeros(2, *size, dtype=input_dtype)
+    with _quiet(), torch.no_grad():
+        outputs = exported(images)
+        if len(outputs) != len(output_names):
+            raise ValueError(f"the network has {len(outputs)} outputs, not {', '.join(output_names)}")
+        try:
+            program = torch.onnx.export(
+                exported,
+                (images,),
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT_NAME],
+                output_names=list(output_names),
+                dynamic_shapes=({0: torch.export.Dim(BATCH_DIMENSION)},),
+                opset_version=opset,
+                external_data=False,
+                optimize=True,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UserError(
+                f"this network cannot be exported to ONNX: {cause}",
+                "its forward must work for any number of images, without branching on values",
+            ) from error
+    assert program is not None  # dynamo=True always gives one
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress, logs and warnings from the user: none of them is the user's to act on."""
+    sink = io.StringIO()
+    disabled = logging.root.manager.disable
+    with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), warnings.catch_warnings():
+        # Only what these packages warn of in their own code.
+        warnings.filterwarnings("ignore", module=r"(torch|onnxscript|onnx_ir)(\.|$)")
+        # torch's log handlers hold on to the stderr of their birth, so redirecting does not reach them.
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+def _anonymise(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes for debugging, and name nodes by their place.
+
+    The notes hold stack traces with paths of this machine. The exporter's names of nodes count across exports, so the
+    second one in a process would get other bytes than the first.
+    """
+    _strip(model)
+    for i, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{i}"
+
+
+def _strip(message: Any) -> None:
+    """Clear the notes of a protobuf message and of every message inside it."""
+    for name in ("metadata_props", "doc_string"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for item in [value] if hasattr(value, "ListFields") else value:
+                _strip(item)
+
+
+def _write_atomically(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, for a rename is atomic only within one file system.
+    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files that only their owner can read.
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,198 @@
+"""Does the exported file compute what PyTorch computes? On real images, for every output, at several batch sizes."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from torch import Tensor
+
+from distilkit.errors import UserError
+
+MAX_TOLERANCE = 1e-3
+"""No pair of logits may differ by more, whatever their size."""
+
+_RELATIVE_TOLERANCE = 1e-4
+_BATCHES_OF_SMALLER_SIZES = 8
+
+_RUNTIME_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How well a file agrees with PyTorch.
+
+    `images`: distinct images compared. `max_abs_difference`: the largest over all outputs, images and batch sizes; NaN
+    if either side computed one, infinite if the file gave no comparable output. `top1_agreement`: percent of
+    comparisons in which both see the same class in the first output. `tolerance`: absolute. `reason`: why it did not
+    pass, None if it passed.
+    """
+
+    batch_sizes: tuple[int, ...]
+    images: int
+    max_abs_difference: float
+    top1_agreement: float
+    tolerance: float
+    passed: bool
+    reason: str | None
+
+
+def open_session(file: Path, threads: int | None = None) -> Any:
+    """Open `file` in ONNX Runtime on the CPU with all graph optimisations; `threads` None uses every core.
+
+    Raises `UserError` if there is no such file. Warnings are not printed.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no file {file}")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    # Errors only: the runtime also warns of GPUs that it looked for and did not find.
+    onnxruntime.set_default_logger_severity(3)
+    # Else the idle threads of one session keep a core busy while another session is at work.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def input_array(session: Any, images: Tensor) -> NDArray[Any]:
+    """Give images (uint8, or float in [0, 1]) the type that the session's one input has."""
+    if session.get_inputs()[0].type == "tensor(uint8)":
+        pixels = images if images.dtype == torch.uint8 else images.mul(255).round().to(torch.uint8)
+    else:
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    array: NDArray[Any] = pixels.cpu().contiguous().numpy()
+    return array
+
+
+def check_onnx(
+    file: Path,
+    reference: Callable[[Tensor], tuple[Tensor, ...]],
+    images: Tensor,
+    output_names: Sequence[str],
+    batch_sizes: Sequence[int] = (1, 7, 32),
+    tolerance: float | None = None,
+) -> Parity:
+    """Compare every output of `file` with PyTorch's.
+
+    `reference`: the module that was exported, in eval mode on the CPU. `images`: [N, C, H, W], uint8 or float in
+    [0, 1]; both sides get the same numbers. The largest batch size covers all N images, the others up to eight
+    batches; where N is less than a batch size, images are repeated until one batch is full.
+
+    `tolerance` None: 1e-4 times the largest output in absolute value (at least 1), but no more than 1e-3. Rounding in
+    float32 comes to less: measured on ten architectures with fresh weights the two differed by 1e-6 to 2e-5 of the
+    largest logit, which is also how far PyTorch's float32 is from its own float64. A graph that is wrong is off by far
+    more. (A network that itself amplifies rounding beyond 1e-3, such as an untrained ResNet-164, fails.)
+
+    A file passes if no difference exceeds the tolerance, nothing is NaN, and both see the same class in every image,
+    except where PyTorch's own two best are closer than twice the tolerance.
+
+    Raises `UserError` if the file does not exist or has other outputs, `ValueError` for arguments that make no sense.
+    """
+    if not len(images) or not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError("a comparison needs at least one image and positive batch sizes")
+    if tolerance is not None and not 0 < tolerance <= MAX_TOLERANCE:
+        raise ValueError(f"the tolerance must lie in (0, {MAX_TOLERANCE:g}], not {tolerance:g}")
+
+    def failed(reason: str) -> Parity:
+        return Parity(
+            tuple(batch_sizes), len(images), math.inf, 0.0, tolerance or MAX_TOLERANCE, passed=False, reason=reason
+        )
+
+    try:
+        session = open_session(file)
+    except _RUNTIME_ERRORS as error:
+        return failed(f"ONNX Runtime cannot open the file: {_first_line(error)}")
+    names = list(output_names)
+    present = [output.name for output in session.get_outputs()]
+    if missing := [name for name in names if name not in present]:
+        raise UserError(f"{file} has no output {', '.join(missing)}; it has {', '.join(present)}")
+
+    pixels = input_array(session, images)
+    largest = max(batch_sizes)
+    expected = _reference_outputs(reference, torch.from_numpy(pixels), largest)
+    if len(expected) != len(names):
+        raise ValueError(f"the reference has {len(expected)} outputs, not {', '.join(names)}")
+    if tolerance is None:
+        # fmax: a NaN is no scale.
+        scale = float(np.fmax.reduce([1.0, *(np.abs(values).max() for values in expected)]))
+        tolerance = min(MAX_TOLERANCE, _RELATIVE_TOLERANCE * scale)
+
+    differences: list[float] = []
+    same: list[NDArray[np.bool_]] = []
+    close: list[NDArray[np.bool_]] = []
+    ambiguous = _margins(expected[0]) < 2 * tolerance
+    input_name = session.get_inputs()[0].name
+    for batch_size in dict.fromkeys(batch_sizes):
+        wanted = len(images) if batch_size == largest else min(len(images), batch_size * _BATCHES_OF_SMALLER_SIZES)
+        positions = np.arange(max(wanted, batch_size)) % len(images)
+        for start in range(0, len(positions), batch_size):
+            batch = positions[start : start + batch_size]
+            try:
+                actual = session.run(names, {input_name: pixels[batch]})
+            except _RUNTIME_ERRORS as error:
+                return failed(f"ONNX Runtime fails on a batch of {len(batch)}: {_first_line(error)}")
+            for name, ours, theirs in zip(names, expected, actual, strict=True):
+                if theirs.shape != ours[batch].shape:
+                    return failed(f"output {name} has shape {list(theirs.shape)}, not {list(ours[batch].shape)}")
+                with np.errstate(invalid="ignore"):  # infinity minus infinity: the NaN is the answer
+                    differences.append(float(np.abs(ours[batch] - theirs.astype(np.float64)).max()))
+            same.append(expected[0][batch].argmax(-1) == actual[0].argmax(-1))
+            close.append(ambiguous[batch])
+
+    worst = float(np.max(differences))  # NaN if one of them is
+    same_class = np.concatenate(same)
+    contradicted = int((~same_class & ~np.concatenate(close)).sum())
+    if not math.isfinite(worst):
+        reason = "an output is not finite"
+    elif worst > tolerance:
+        reason = f"outputs differ by {worst:.2g}, more than {tolerance:.2g}"
+    elif contradicted:
+        reason = f"{contradicted} images are given another class"
+    else:
+        reason = None
+    return Parity(
+        batch_sizes=tuple(batch_sizes),
+        images=len(images),
+        max_abs_difference=worst,
+        top1_agreement=100 * float(same_class.mean()),
+        tolerance=tolerance,
+        passed=reason is None,
+        reason=reason,
+    )
+
+
+def _reference_outputs(
+    reference: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, batch_size: int
+) -> list[NDArray[np.float64]]:
+    with torch.inference_mode():
+        batches = [reference(batch) for batch in torch.split(images, batch_size)]
+    return [torch.cat(outputs).double().numpy() for outputs in zip(*batches, strict=True)]
+
+
+def _margins(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far the largest of each image's logits lies above the second."""
+    if logits.shape[-1] < 2:
+        return np.full(logits.shape[:-1], math.inf)
+    ordered = np.sort(logits, axis=-1)
+    with np.errstate(invalid="ignore"):
+        margins: NDArray[np.float64] = ordered[..., -1] - ordered[..., -2]
+    return margins
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
