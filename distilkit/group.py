@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distilkit import split
 from distilkit.errors import SettingError, UserError, did_you_mean
 from distilkit.models import registry
+from distilkit.models.registry import Norm
 from distilkit.outputs import GroupKind, GroupOutput, GroupShape
 from distilkit.randomness import generator, seeded
 
@@ -185,13 +186,14 @@ def build_group(
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
+    norm: Norm = "batch",
 ) -> Group:
     """Build freshly initialised students, one for each name in `members`, in training mode on the CPU.
 
     Student i starts as the plain backbone drawn with `seeded(seed, "init", i)`; in a group of branches the trunk is
     student 0's, so that student 0 starts as exactly that plain network. `split_at`: None for the architecture's own,
-    and for whole networks. `channels`, `size`: of the images, `size` pixels on a side. `mean`, `std`: per channel, of
-    images in [0, 1]. Torch's global stream is left as it was.
+    and for whole networks. `norm`: see `registry.create`. `channels`, `size`: of the images, `size` pixels on a side.
+    `mean`, `std`: per channel, of images in [0, 1]. Torch's global stream is left as it was.
 
     Before it is handed out every member is compared with a stock network that is loaded with its weights: the same
     names, the same logits to the last bit and the same updates of buffers, in both modes.
@@ -211,9 +213,9 @@ def build_group(
     backbones = []
     for index in range(len(members)):
         with seeded(seed, "init", index):
-            backbones.append(registry.create(architecture, num_classes, channels))
+            backbones.append(registry.create(architecture, num_classes, channels, norm))
     with seeded(seed, "stock"):
-        stock = registry.create(architecture, num_classes, channels)
+        stock = registry.create(architecture, num_classes, channels, norm)
     normalize = Normalize(mean, std)
     probe = torch.rand(_PROBE_IMAGES, channels, size, size, generator=generator(seed, "probe"))
     normalized = normalize(probe)

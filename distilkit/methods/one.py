@@ -28,11 +28,23 @@ from distilkit.methods.losses import cross_entropy, distillation
 class OneOptions(MethodOptions):
     """Keys of `[method]` for `one`; the defaults are the authors' code."""
 
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
-    rampup_epochs: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 80 / 300
-    distillation: bool = True
-    gate: bool = True
-    detach_target: bool = True
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        3.0, description="Softens the ensemble and the students in the distillation term, T in T^2 KL."
+    )
+    rampup_epochs: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = Field(
+        80 / 300,
+        description="Epochs, or a fraction of the run, over which the distillation term gains its full weight; "
+        "0 gives it from the start. By default 80 of 300 epochs.",
+    )
+    distillation: bool = Field(True, description="Let the ensemble teach the students; `false` leaves the term out.")
+    gate: bool = Field(
+        True, description="Weigh the students image by image; `false` takes the mean of their logits as the ensemble."
+    )
+    detach_target: bool = Field(
+        True,
+        description="Let the distillation term train the students alone; `false`, which needs `distillation` and "
+        "`gate`, lets its gradient into the gate too and, through the ensemble, into all students.",
+    )
 
     default_students: ClassVar[int] = 3
 
@@ -81,6 +93,7 @@ class One(Method):
 
     def __init__(self, options: OneOptions, shape: GroupShape, label_smoothing: float = 0.0) -> None:
         super().__init__(options, shape, label_smoothing)
+        self.trunk_channels = shape.trunk_channels
         self.temperature = options.temperature
         self.distils = options.distillation
         self.detach_target = options.detach_target
@@ -108,12 +121,12 @@ class One(Method):
         """z_e [B, C] (Eq. 3), ONE-E when deployed; the mean of logits without a gate."""
         if self.gate is None:
             return outputs.logits_SBC.mean(0)
-        gate_BS: Tensor = self.gate(_gate_input(outputs))
+        gate_BS: Tensor = self.gate(_gate_input(outputs, self.trunk_channels))
         # A product and a sum, not a matmul: autocast would run that one in bfloat16.
         return (gate_BS.t().unsqueeze(-1) * outputs.logits_SBC).sum(0)
 
 
-def _gate_input(outputs: GroupOutput) -> Tensor:
+def _gate_input(outputs: GroupOutput, channels: int | None) -> Tensor:
     """Pooled features [B, D] that all branches share.
 
     Where nothing is shared neither paper nor code defines the gate's input; our choice is the mean over students of
@@ -121,8 +134,11 @@ def _gate_input(outputs: GroupOutput) -> Tensor:
     """
     if outputs.trunk is None:
         return torch.stack(outputs.features).mean(0)
-    # [B, D, H, W], or [B, D] where the trunk has already pooled.
-    return outputs.trunk if outputs.trunk.dim() == 2 else outputs.trunk.flatten(2).mean(-1)
+    trunk = outputs.trunk
+    # Maps [B, D, H, W], tokens [B, N, D], maps with channels last [B, H, W, D], or vectors [B, D].
+    dimension = 1 if trunk.dim() == 4 and trunk.shape[1] == channels else trunk.dim() - 1
+    others = [d for d in range(1, trunk.dim()) if d != dimension]
+    return trunk.mean(others) if others else trunk
 
 
 def _gate_width(shape: GroupShape) -> int:

@@ -6,14 +6,18 @@ the package is imported the first time that anything is looked up. So a new arch
 
 import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import nn
 
 from distilkit.errors import SettingError, did_you_mean
+
+Norm = Literal["batch", "none"]
+"""Which normalisation a network has inside; "none" is for those that batch norm hinders."""
 
 
 class Builder(Protocol):
@@ -22,7 +26,10 @@ class Builder(Protocol):
     __name__: str
 
     def __call__(self, num_classes: int, channels: int = 3) -> nn.Module:
-        """Build a network from images [B, channels, H, W] to logits [B, num_classes]."""
+        """Build a network from images [B, channels, H, W] to logits [B, num_classes].
+
+        A family that can do without batch norm takes `norm: Norm = "batch"` as a third argument.
+        """
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,18 @@ def names() -> tuple[str, ...]:
     return tuple(_architectures)
 
 
-def create(name: str, num_classes: int, channels: int = 3) -> nn.Module:
+def create(name: str, num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build `name` with fresh weights drawn from torch's global stream.
 
     `channels`: of the input images. Returns a network from images [B, channels, H, W] to logits [B, num_classes].
-    Raises `SettingError` if no architecture has this name.
+    Raises `SettingError` if no architecture has this name, or it does not have this `norm`.
     """
-    return _find(name).build(num_classes, channels)
+    build: Callable[..., nn.Module] = _find(name).build
+    if norm == "batch":
+        return build(num_classes, channels)
+    if "norm" not in inspect.signature(build).parameters:
+        raise SettingError("model.norm", f"{name} has no form without batch norm", 'leave "norm" out')
+    return build(num_classes, channels, norm=norm)
 
 
 def default_split(name: str) -> str:

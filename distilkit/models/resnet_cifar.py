@@ -14,21 +14,22 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from distilkit.models.registry import register
+from distilkit.models.registry import Norm, register
 
 
-def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+def _conv(in_channels: int, out_channels: int, size: int, stride: int, norm: Norm) -> nn.Conv2d:
+    # A bias before batch norm would be subtracted again with the mean.
+    return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=norm == "none")
 
 
-def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+def _norm(channels: int, norm: Norm) -> nn.Module:
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Sequential | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(_conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(_conv(in_channels, out_channels, 1, stride, norm), _norm(out_channels, norm))
 
 
 class BasicBlock(nn.Module):
@@ -36,14 +37,14 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int = 1, norm: Norm = "batch") -> None:
         super().__init__()
-        self.conv1 = _conv3x3(in_channels, width, stride)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.conv1 = _conv(in_channels, width, 3, stride, norm)
+        self.bn1 = _norm(width, norm)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = _conv3x3(width, width)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(in_channels, width, stride)
+        self.conv2 = _conv(width, width, 3, 1, norm)
+        self.bn2 = _norm(width, norm)
+        self.downsample = _shortcut(in_channels, width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, width, H / stride, W / stride]."""
@@ -59,16 +60,16 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int = 1, norm: Norm = "batch") -> None:
         super().__init__()
-        self.conv1 = _conv1x1(in_channels, width)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv3x3(width, width, stride)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = _conv1x1(width, width * self.expansion)
-        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.conv1 = _conv(in_channels, width, 1, 1, norm)
+        self.bn1 = _norm(width, norm)
+        self.conv2 = _conv(width, width, 3, stride, norm)
+        self.bn2 = _norm(width, norm)
+        self.conv3 = _conv(width, width * self.expansion, 1, 1, norm)
+        self.bn3 = _norm(width * self.expansion, norm)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(in_channels, width * self.expansion, stride)
+        self.downsample = _shortcut(in_channels, width * self.expansion, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, 4 width, H / stride, W / stride]."""
@@ -84,20 +85,26 @@ class CifarResNet(nn.Module):
     """A 3x3 stem and three stages of widths 16, 32, 64, the last two at half the resolution of the one before.
 
     `block`: what the stages are made of. `blocks`: how many in each stage. Images [B, channels, H, W] of any size from
-    4 pixels to logits [B, num_classes]; the features before `fc` have 64 `block.expansion` channels.
+    4 pixels to logits [B, num_classes]; the features before `fc` have 64 `block.expansion` channels. `norm`: "none"
+    leaves batch norm out and gives the convolutions biases; such a network wants a small learning rate.
     """
 
     def __init__(
-        self, block: type[BasicBlock | Bottleneck], blocks: Sequence[int], num_classes: int, channels: int = 3
+        self,
+        block: type[BasicBlock | Bottleneck],
+        blocks: Sequence[int],
+        num_classes: int,
+        channels: int = 3,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(channels, 16)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.conv1 = _conv(channels, 16, 3, 1, norm)
+        self.bn1 = _norm(16, norm)
         self.relu = nn.ReLU(inplace=True)
         out = block.expansion
-        self.layer1 = _stage(block, 16, 16, blocks[0], stride=1)
-        self.layer2 = _stage(block, 16 * out, 32, blocks[1], stride=2)
-        self.layer3 = _stage(block, 32 * out, 64, blocks[2], stride=2)
+        self.layer1 = _stage(block, 16, 16, blocks[0], 1, norm)
+        self.layer2 = _stage(block, 16 * out, 32, blocks[1], 2, norm)
+        self.layer3 = _stage(block, 32 * out, 64, blocks[2], 2, norm)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(64 * out, num_classes)
@@ -114,66 +121,66 @@ class CifarResNet(nn.Module):
 
 
 def _stage(
-    block: type[BasicBlock | Bottleneck], in_channels: int, width: int, blocks: int, stride: int
+    block: type[BasicBlock | Bottleneck], in_channels: int, width: int, blocks: int, stride: int, norm: Norm
 ) -> nn.Sequential:
-    first = block(in_channels, width, stride)
-    return nn.Sequential(first, *(block(width * block.expansion, width) for _ in range(blocks - 1)))
+    first = block(in_channels, width, stride, norm)
+    return nn.Sequential(first, *(block(width * block.expansion, width, 1, norm) for _ in range(blocks - 1)))
 
 
-def _basic(depth: int, num_classes: int, channels: int) -> CifarResNet:
+def _basic(depth: int, num_classes: int, channels: int, norm: Norm) -> CifarResNet:
     # Two convolutions in each block of each of three stages, the stem and the classifier: depth = 6 n + 2.
-    return CifarResNet(BasicBlock, [(depth - 2) // 6] * 3, num_classes, channels)
+    return CifarResNet(BasicBlock, [(depth - 2) // 6] * 3, num_classes, channels, norm)
 
 
 @register(split_at="layer3")
-def resnet8(num_classes: int, channels: int = 3) -> nn.Module:
+def resnet8(num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build basic blocks 1-1-1: for tests and for a first look."""
-    return _basic(8, num_classes, channels)
+    return _basic(8, num_classes, channels, norm)
 
 
 @register(split_at="layer3")
-def resnet14(num_classes: int, channels: int = 3) -> nn.Module:
+def resnet14(num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build basic blocks 2-2-2."""
-    return _basic(14, num_classes, channels)
+    return _basic(14, num_classes, channels, norm)
 
 
 @register(split_at="layer3")
-def resnet20(num_classes: int, channels: int = 3) -> nn.Module:
+def resnet20(num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build basic blocks 3-3-3."""
-    return _basic(20, num_classes, channels)
+    return _basic(20, num_classes, channels, norm)
 
 
 @register(split_at="layer3")
-def resnet32(num_classes: int, channels: int = 3) -> nn.Module:
+def resnet32(num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build basic blocks 5-5-5; 466,906 parameters at 10 classes, 472,756 at 100."""
-    return _basic(32, num_classes, channels)
+    return _basic(32, num_classes, channels, norm)
 
 
 @register(split_at="layer3")
-def resnet44(num_classes: int, channels: int = 3) -> nn.Module:
+def resnet44(num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build basic blocks 7-7-7."""
-    return _basic(44, num_classes, channels)
+    return _basic(44, num_classes, channels, norm)
 
 
 @register(split_at="layer3")
-def resnet56(num_classes: int, channels: int = 3) -> nn.Module:
+def resnet56(num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build basic blocks 9-9-9."""
-    return _basic(56, num_classes, channels)
+    return _basic(56, num_classes, channels, norm)
 
 
 @register(split_at="layer3")
-def resnet110(num_classes: int, channels: int = 3) -> nn.Module:
+def resnet110(num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build basic blocks 18-18-18: what He et al. call ResNet-110. 1.73 M parameters at 10 classes, 1.74 M at 100."""
-    return _basic(110, num_classes, channels)
+    return _basic(110, num_classes, channels, norm)
 
 
 @register(split_at="layer3")
-def resnet110_bottleneck12(num_classes: int, channels: int = 3) -> nn.Module:
+def resnet110_bottleneck12(num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build bottlenecks 12-12-12: the "ResNet-110" of OKDDip's code. 1.15 M parameters at 10 classes, 1.17 M at 100."""
-    return CifarResNet(Bottleneck, [12, 12, 12], num_classes, channels)
+    return CifarResNet(Bottleneck, [12, 12, 12], num_classes, channels, norm)
 
 
 @register(split_at="layer3")
-def resnet164_bottleneck(num_classes: int, channels: int = 3) -> nn.Module:
+def resnet164_bottleneck(num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build bottlenecks 18-18-18: the "ResNet-110" of ONE's code. 1.70 M parameters at 10 classes, 1.73 M at 100."""
-    return CifarResNet(Bottleneck, [18, 18, 18], num_classes, channels)
+    return CifarResNet(Bottleneck, [18, 18, 18], num_classes, channels, norm)

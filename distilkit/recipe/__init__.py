@@ -1,0 +1,129 @@
+"""What a recipe may say: TOML in, one frozen `Recipe` out, or every fault at once with its place and a hint.
+
+A recipe is laid from layers: the file that `extends` names, the file itself, then the `--set` overrides. Every key
+remembers the file and line (or the `--set`, as typed) that set it. Each section is checked against its own pydantic
+model, so that a fault in one section hides none in another; what no section can see alone is checked afterwards.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distilkit.errors import Fault, UserError
+from distilkit.recipe.findings import Findings
+from distilkit.recipe.inspection import checked
+from distilkit.recipe.layers import Place, find, lay, overlay, override_place, read_chain
+from distilkit.recipe.sections import (
+    AdamWSection,
+    ConstantSection,
+    CosineSection,
+    DataSection,
+    Epochs,
+    GroupSection,
+    Milestone,
+    ModelSection,
+    Name,
+    OptimizerSection,
+    Recipe,
+    ScheduleSection,
+    SgdSection,
+    StepSection,
+    Text,
+    TrainSection,
+    resolve_epochs,
+)
+from distilkit.recipe.toml_lines import Key, key_lines
+from distilkit.recipe.wording import describe
+
+__all__ = [
+    "AdamWSection",
+    "ConstantSection",
+    "CosineSection",
+    "DataSection",
+    "Epochs",
+    "GroupSection",
+    "Milestone",
+    "ModelSection",
+    "Name",
+    "OptimizerSection",
+    "Recipe",
+    "ScheduleSection",
+    "SgdSection",
+    "StepSection",
+    "Text",
+    "TrainSection",
+    "builtin",
+    "describe",
+    "key_lines",
+    "load",
+    "place",
+    "resolve_epochs",
+]
+
+
+def builtin() -> dict[str, Path]:
+    """Find the recipes that come with distilkit: name -> file, in the order of their names."""
+    # In the wheel they lie inside distilkit, in a checkout beside it.
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    folder = inside if inside.is_dir() else package.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, complete and check a recipe.
+
+    `source`: a file, or the name of a built-in recipe with or without ".toml"; a file goes first. `overrides`: as
+    typed after `--set`, "method.temperature=4"; values are TOML or, failing that, text without quotes.
+
+    `extends = "other.toml"` in a file (relative to it, or a built-in name) lays the file over the other one, table by
+    table. Where a layer names another method, optimizer or schedule, the keys of the old one that the new one does
+    not know are dropped. The other file's `name` is not taken over: an extended recipe is another recipe.
+
+    Raises `UserError` with all faults, each with its place, if anything is wrong.
+    """
+    recipes = builtin()
+    path = find(source, recipes)
+    files = read_chain(path, recipes)
+    file = files[0]
+    faults: list[Fault] = []
+    top = overlay(overrides, faults)
+    tree: dict[str, Any] = {}
+    places: dict[Key, Place] = {}
+    for layer in (*reversed(files), top):
+        lay(layer, tree, places)
+    if "name" not in file.tree and "name" not in top.tree:
+        tree.pop("name", None)
+        places.pop(("name",), None)
+    recipe = checked(Findings(tree, places, file.source, faults), default_name=path.stem)
+    if recipe is None:
+        sources = [layer.source for layer in files] + [override_place(override).source for override in overrides]
+        ranks = {name: rank for rank, name in enumerate(sources)}
+        faults.sort(key=lambda fault: _reading_order(fault.place, ranks))
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise UserError(f"{file.source}: {count} in the recipe", faults=faults)
+    recipe._places.update({".".join(key): str(where) for key, where in places.items()})
+    recipe._source = file.source
+    return recipe
+
+
+def place(recipe: Recipe, key: str) -> str:
+    """Where `key` ("method.temperature") was set: "one.toml:12" or "--set method.temperature=4".
+
+    Where nothing sets it, the place of its section, or the file.
+    """
+    while key:
+        if key in recipe._places:
+            return recipe._places[key]
+        key = key.rpartition(".")[0]
+    return recipe._source
+
+
+def _reading_order(place: str, ranks: Mapping[str, int]) -> tuple[int, int]:
+    """Sort by the source that holds a fault, then by its line."""
+    source, _, line = place.rpartition(":")
+    if place in ranks:
+        return ranks[place], 0
+    if source in ranks and line.isdigit():
+        return ranks[source], int(line)
+    return len(ranks), 0

@@ -1,0 +1,269 @@
+"""A merged recipe, checked: section by section, so that a fault in one hides none in another, then as a whole."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distilkit import methods
+from distilkit.data import datasets
+from distilkit.errors import did_you_mean, nearest
+from distilkit.methods.base import MethodOptions
+from distilkit.models import registry
+from distilkit.recipe.checking import validate
+from distilkit.recipe.findings import Findings
+from distilkit.recipe.sections import (
+    DEFAULT_NAMES,
+    SECTIONS,
+    DataSection,
+    GroupSection,
+    ModelSection,
+    Name,
+    Recipe,
+    TrainSection,
+    known_keys,
+    resolve_epochs,
+    variants,
+)
+from distilkit.recipe.toml_lines import Key, quoted
+from distilkit.recipe.wording import describe, shown, span
+
+
+class _Named(BaseModel):
+    """What stands outside of any section."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Name
+
+
+def checked(found: Findings, default_name: str) -> Recipe | None:
+    """Build the recipe, or None if there was a fault."""
+    _top_level(found)
+    sections: dict[str, Any] = {
+        "data": _data(found),
+        "model": _model(found),
+        "method": (method := _variant(found, "method")),
+        "group": _group(found),
+        "train": _train(found),
+        "optimizer": _variant(found, "optimizer"),
+        "schedule": _variant(found, "schedule"),
+    }
+    name = _name(found, default_name)
+    _nesterov(found)
+    _epochs(found)
+    if isinstance(method, MethodOptions):
+        _method_on_group(found, method)
+    if found.faults or None in sections.values():
+        return None
+    return Recipe(name=name, **sections)
+
+
+# ------------------------------------------------------------------------------------------------- outside of sections
+
+
+def _top_level(found: Findings) -> None:
+    for key, value in found.tree.items():
+        if key in SECTIONS or key == "name":
+            continue
+        is_tables = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+        if isinstance(value, dict) or is_tables:
+            allowed = ", ".join(f"[{section}]" for section in SECTIONS)
+            header = f"[[{quoted(key)}]]" if is_tables else f"[{quoted(key)}]"
+            found.fault((key,), f"unknown section {header}; allowed: {allowed}", did_you_mean(key, SECTIONS))
+            if not is_tables and (match := nearest(key, SECTIONS)):
+                found.meant.add((match,))
+            continue
+        homes = [section for section in SECTIONS if key in known_keys(section)]
+        hint = f"{key!r} belongs in [{homes[0]}]" if homes else did_you_mean(key, ("name", "extends"))
+        found.fault((key,), f"unknown key {key!r} outside of any section; allowed there: name, extends", hint)
+
+
+def _name(found: Findings, default: str) -> str:
+    if "name" in found.tree:
+        named = validate(found, (), _Named, {"name": found.tree["name"]})
+        return named.name if isinstance(named, _Named) else ""
+    try:
+        return _Named(name=default).name
+    except ValidationError:
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "_", default).lstrip("._")[:100] or "recipe"
+        wording = describe(_Named.model_fields["name"])
+        problem = f"the file's name {default!r} cannot name the recipe, which takes {wording}"
+        found.fault(("name",), problem, f'write name = "{slug}" at the top of the file')
+        return ""
+
+
+# ------------------------------------------------------------------------------------------------------------ sections
+
+
+def _table(found: Findings, section: str) -> dict[str, Any] | None:
+    """Get a section's keys; empty if it is left out, None if it is no section at all."""
+    table = found.tree.get(section, {})
+    if isinstance(table, dict):
+        return dict(table)
+    what = f"[[{section}]]" if isinstance(table, list) and table and isinstance(table[0], dict) else shown(table)
+    found.fault((section,), f"{section} must be a section, not {what}", f"write [{section}] and its keys below")
+    return None
+
+
+def _check_known(found: Findings, key: Key, value: str, word: str, allowed: Sequence[str]) -> bool:
+    if value not in allowed:
+        found.fault(key, f"unknown {word} {value!r}; allowed: {', '.join(allowed)}", did_you_mean(value, allowed))
+    return value in allowed
+
+
+def _data(found: Findings) -> BaseModel | None:
+    table = _table(found, "data")
+    if table is None:
+        return None
+    name = table.get("dataset")
+    known = isinstance(name, str) and _check_known(found, ("data", "dataset"), name, "data set", datasets.names())
+    augment = "crop-flip"
+    if name == "image-folder":
+        table.setdefault("image_size", 32)
+    elif isinstance(name, str) and known:
+        # An image folder's specification would need its files.
+        augment = datasets.spec(name, Path("data")).default_augment
+        if "image_size" in table:
+            problem = f"data.image_size is only for 'image-folder'; the images of {name!r} have a size of their own"
+            found.fault(("data", "image_size"), problem, "leave image_size out")
+    table.setdefault("augment", augment)
+    section = validate(found, ("data",), DataSection, table)
+    return section if known else None
+
+
+def _model(found: Findings) -> BaseModel | None:
+    table = _table(found, "model")
+    if table is None:
+        return None
+    name = table.get("architecture")
+    known = isinstance(name, str) and _check_known(
+        found, ("model", "architecture"), name, "architecture", registry.names()
+    )
+    section = validate(found, ("model",), ModelSection, table)
+    return section if known else None
+
+
+def _variant(found: Findings, section: str) -> BaseModel | None:
+    """Check a section whose keys depend on its `name`."""
+    table = _table(found, section)
+    if table is None:
+        return None
+    models, default, key = variants(section), DEFAULT_NAMES[section], (section, "name")
+    if default:
+        table.setdefault("name", default)
+    if "name" not in table:
+        slip = nearest("name", table)
+        hint = f"did you mean 'name' where it says {slip!r}?" if slip else None
+        found.missing(key, f"one of {', '.join(models)}", hint)
+        return None
+    name = table["name"]
+    if not isinstance(name, str):
+        found.fault(key, f"{section}.name must be one of {', '.join(models)}, not {shown(name)}")
+        return None
+    known = _check_known(found, key, name, section, tuple(models))
+    return validate(found, (section,), models[name], table) if known else None
+
+
+def _group(found: Findings) -> BaseModel | None:
+    """`[group]`, whose defaults are the method's and the architecture's."""
+    table = _table(found, "group")
+    if table is None:
+        return None
+    section = found.tree.get("method")
+    method = section.get("name") if isinstance(section, dict) else None
+    options = methods.options_model(method) if method in methods.names() else None
+    kind = table.setdefault("kind", (options or MethodOptions).default_kind)
+    table.setdefault("students", (options or MethodOptions).default_students)
+    architecture = found.good.get(("model", "architecture"))
+    if kind == "branches" and architecture in registry.names():
+        table.setdefault("split_at", registry.default_split(architecture))
+    validated = validate(found, ("group",), GroupSection, table)
+    if kind == "networks" and "split_at" in table:
+        problem = 'group.split_at is only for kind = "branches": nothing is shared between networks'
+        found.fault(("group", "split_at"), problem, 'leave split_at out, or set kind = "branches"')
+    if options is not None:
+        _group_limits(found, str(method), options)
+    return validated
+
+
+def _group_limits(found: Findings, method: str, options: type[MethodOptions]) -> None:
+    kind, students = found.good.get(("group", "kind")), found.good.get(("group", "students"))
+    if kind is not None and kind not in options.allowed_kinds:
+        key = ("group", "kind")
+        problem = f"group.kind must be {' or '.join(options.allowed_kinds)} for method {method!r}, not {shown(kind)}"
+        found.fault(key, problem, found.correction(key, options.allowed_kinds[0]))
+    least, most = options.min_students, options.max_students
+    if students is not None and (students < least or (most is not None and students > most)):
+        key = ("group", "students")
+        problem = f"group.students must be {span(least, most)} for method {method!r}, not {students}"
+        found.fault(key, problem, found.correction(key, options.default_students))
+
+
+def _train(found: Findings) -> BaseModel | None:
+    table = _table(found, "train")
+    return None if table is None else validate(found, ("train",), TrainSection, table)
+
+
+# ------------------------------------------------------------------------------------- what no section can see alone
+
+
+def _method_on_group(found: Findings, method: MethodOptions) -> None:
+    kind, students = found.good.get(("group", "kind")), found.good.get(("group", "students"))
+    broken = {fault.key for fault in found.faults} & {"group.kind", "group.students"}
+    if kind is None or students is None or broken:
+        return
+    for key, problem, hint in method.faults(kind, students):
+        found.fault(tuple(key.split(".")), problem, hint)
+
+
+def _nesterov(found: Findings) -> None:
+    if found.good.get(("optimizer", "nesterov")) and found.good.get(("optimizer", "momentum")) == 0:
+        named = "momentum" if ("optimizer", "momentum") in found.places else "nesterov"
+        problem = "optimizer.nesterov = true needs optimizer.momentum above 0"
+        found.fault(("optimizer", named), problem, found.correction(("optimizer", "nesterov"), False))
+
+
+def _epochs(found: Findings) -> None:
+    """Counts of epochs against the length of the run."""
+    epochs = found.good.get(("train", "epochs"))
+    if epochs is None:
+        return
+    ramp = found.good.get(("method", "rampup_epochs"))
+    # What cannot be counted is a default of None or the like, which means no ramp.
+    if isinstance(ramp, int | float) and resolve_epochs(ramp, epochs) > epochs:
+        problem = f"method.rampup_epochs = {shown(ramp)} is longer than the run of {epochs} epochs"
+        hint = "write a fraction of the run, such as rampup_epochs = 0.25"
+        found.fault(("method", "rampup_epochs"), problem, hint)
+    warmup = found.good.get(("schedule", "warmup_epochs"))
+    if isinstance(warmup, int) and warmup >= epochs:
+        problem = f"schedule.warmup_epochs = {shown(warmup)} must be shorter than the run of {epochs} epochs"
+        hint = "write a fraction of the run, such as warmup_epochs = 0.05"
+        found.fault(("schedule", "warmup_epochs"), problem, hint)
+    _milestones(found, found.good.get(("schedule", "milestones"), ()), epochs)
+
+
+def _milestones(found: Findings, milestones: Sequence[int | float], epochs: int) -> None:
+    key = ("schedule", "milestones")
+    late = [milestone for milestone in milestones if isinstance(milestone, int) and milestone >= epochs]
+    if late:
+        problem = (
+            f"schedule.milestones must lie before the end of the run of {epochs} epochs, "
+            f"not at {', '.join(map(shown, late))}"
+        )
+        found.fault(key, problem, "write fractions of the run, such as milestones = [0.5, 0.75]")
+        return
+    for first, second in itertools.pairwise(milestones):
+        # In a short run fractions may round to one epoch; as fractions they still differ.
+        both_fractions = isinstance(first, float) and isinstance(second, float)
+        a, b = (first, second) if both_fractions else (resolve_epochs(m, epochs) for m in (first, second))
+        if a >= b:
+            which = "repeats" if a == b else "comes before"
+            problem = f"schedule.milestones must rise, each above the last: {second} {which} {first}"
+            one_type = len({type(milestone) for milestone in milestones}) == 1
+            tidy = {milestone if one_type else resolve_epochs(milestone, epochs) for milestone in milestones}
+            found.fault(key, problem, found.correction(key, sorted(tidy)))
+            return

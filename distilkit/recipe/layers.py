@@ -1,0 +1,260 @@
+"""Where a recipe's keys come from: its file, the files that this one extends, and the `--set` overrides on top."""
+
+import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distilkit.errors import Fault, UserError, did_you_mean
+from distilkit.recipe.sections import DEFAULT_NAMES, variants
+from distilkit.recipe.toml_lines import DEEPEST, Key, NotToml, dotted, key_at, parse
+from distilkit.recipe.wording import shown
+
+_LARGEST_FILE = 1_000_000  # bytes; the longest recipe of ours has some hundred lines
+
+
+class Place(NamedTuple):
+    """What set a key: a line of a file, or an override as typed."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+class Layer(NamedTuple):
+    """One file, or all overrides together: what it says, and where."""
+
+    source: str
+    tree: dict[str, Any]
+    places: dict[Key, Place]
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def find(source: str | Path, builtin: Mapping[str, Path]) -> Path:
+    """Find a recipe's file by its path or, failing that, by the name of a built-in one. Raises `UserError`."""
+    path = Path(source)
+    try:
+        if path.is_file():
+            return path
+        path_exists = path.exists()
+    except (OSError, ValueError) as error:  # a name too long for the file system, or with a NUL
+        raise UserError(f"{str(source)[:80]!r} cannot be a recipe's path: {error}") from None
+    name = str(source).removesuffix(".toml")
+    if name in builtin:
+        return builtin[name]
+    if path_exists:
+        inner = path / "recipe.toml"
+        hint = f"its recipe is {inner}" if inner.is_file() else None
+        raise UserError(f"{str(source)!r} is {'a folder' if path.is_dir() else 'not a plain file'}, not a recipe", hint)
+    known = f"built-in recipes: {', '.join(builtin)}" if builtin else "there are no built-in recipes here"
+    raise UserError(
+        f"there is no recipe {str(source)!r}, neither a file nor a built-in one; {known}",
+        _nearest_recipe(path, builtin) or "name a file, or one of the built-in recipes",
+    )
+
+
+def read_chain(path: Path, builtin: Mapping[str, Path]) -> list[Layer]:
+    """Read a recipe's file and those that it extends, each followed by the one that it lies upon.
+
+    Raises `UserError` where one of them cannot be found or read.
+    """
+    chain: list[Layer] = []
+    seen: list[Path] = []
+    while True:
+        layer = _read(path)
+        chain.append(layer)
+        seen.append(path.resolve())
+        base = layer.tree.pop("extends", None)
+        if base is None:
+            return chain
+        where = layer.places.pop(("extends",), Place(layer.source))
+        path = _extended(base, path, where, builtin)
+        if path.resolve() in seen:
+            circle = " -> ".join(_shown_path(file) for file in [*seen[seen.index(path.resolve()) :], path])
+            raise _refusal(layer.source, Fault(str(where), "extends", f"extends leads back to itself: {circle}"))
+
+
+def _extended(base: object, child: Path, where: Place, builtin: Mapping[str, Path]) -> Path:
+    if not isinstance(base, str) or not base:
+        problem = f"extends must be the path of a recipe or the name of a built-in one, not {shown(base)}"
+        raise _refusal(where.source, Fault(str(where), "extends", problem, 'write extends = "one.toml"'))
+    path = child.parent / base
+    try:
+        if path.is_file():
+            return path
+        path_exists = path.exists()
+    except (OSError, ValueError):
+        path_exists = False
+    name = base.removesuffix(".toml")
+    if name in builtin:
+        return builtin[name]
+    what = "no plain file" if path_exists else f"neither a file (looked for {_shown_path(path)}) nor a built-in recipe"
+    beside = [file.name for file in child.parent.glob("*.toml") if file.resolve() != child.resolve()]
+    hint = did_you_mean(base, beside) or did_you_mean(name, builtin)
+    raise _refusal(where.source, Fault(str(where), "extends", f"extends names {shown(base)}, which is {what}", hint))
+
+
+def _read(path: Path) -> Layer:
+    source = _shown_path(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror or error}") from None
+    if len(content) > _LARGEST_FILE:
+        raise UserError(f"{source} is larger than {_LARGEST_FILE:,} bytes: no recipe", "is this the right file?")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        problem = f"not UTF-8 text (byte 0x{content[error.start]:02x})"
+        raise _refusal(source, Fault(f"{source}:{line}", "", problem, "save the file as UTF-8")) from None
+    try:
+        tree, lines = parse(text)
+    except NotToml as error:
+        where = Place(source, error.line)
+        raise _refusal(source, Fault(str(where), ".".join(error.key), error.problem, error.hint)) from None
+    return Layer(source, tree, {key: Place(source, line) for key, line in lines.items()})
+
+
+def _refusal(source: str, fault: Fault) -> UserError:
+    return UserError(f"{source}: the recipe cannot be read", faults=[fault])
+
+
+def _nearest_recipe(path: Path, builtin: Iterable[str]) -> str | None:
+    try:
+        beside = [str(file) for file in path.parent.glob("*.toml")]
+    except OSError:
+        beside = []
+    return did_you_mean(str(path), beside) or did_you_mean(path.name.removesuffix(".toml"), builtin)
+
+
+def _shown_path(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):  # elsewhere, or the working folder is gone
+        return str(path)
+
+
+# ----------------------------------------------------------------------------------------------------------- overrides
+
+
+def overlay(overrides: Sequence[str], faults: list[Fault]) -> Layer:
+    """All `--set` as one layer; of two that set the same key the later one counts, as on any command line.
+
+    What is wrong with one is added to `faults`, and it is left out.
+    """
+    layer = Layer("--set", {}, {})
+    for typed in overrides:
+        where = override_place(typed)
+        key, value, problem = _split_override(typed)
+        hint = "write it like --set method.temperature=4" if problem else None
+        if key == ("extends",):
+            problem, hint = "extends can only be said in the recipe's file", None
+        above = (key[:length] for length in range(1, len(key)))
+        clash = next((table for table in above if not isinstance(_at(layer.tree, table), dict)), None)
+        if clash and not problem:
+            problem = f"{dotted(key)} contradicts an earlier --set, which gave {dotted(clash)} a value"
+        if problem:
+            faults.append(Fault(where.source, ".".join(key), problem, hint))
+            continue
+        for part in reversed(key):
+            value = {part: value}
+        _merge(value, layer.tree)
+        layer.places.update(dict.fromkeys(_paths(value), where))
+    return layer
+
+
+def override_place(typed: str) -> Place:
+    """The place of what a `--set` sets: itself, as typed."""
+    return Place(f"--set {typed.encode(errors='backslashreplace').decode()}")
+
+
+def _split_override(typed: str) -> tuple[Key, Any, str | None]:
+    """Key, value and what is wrong with an override as typed."""
+    try:
+        typed.encode()
+    except UnicodeEncodeError:
+        return (), None, "not valid UTF-8 text"
+    scanned = key_at(typed, 0)
+    if scanned is None or typed[scanned[1] : scanned[1] + 1] != "=":
+        return (), None, "must read KEY=VALUE, with the key's section and a dot before the key"
+    key, end = scanned
+    text = typed[end + 1 :].strip()
+    if not text:
+        return key, None, f"{dotted(key)} is given no value"
+    if len(key) > DEEPEST:
+        return key, None, "too many dots in the key"
+    try:
+        tree, _ = parse(f"value = {text}")
+    except NotToml:
+        return key, text, None
+    # A date, or text that happens to hold a second TOML line, was meant as text.
+    is_text = len(tree) > 1 or isinstance(tree["value"], datetime.date | datetime.time)
+    return key, text if is_text else tree["value"], None
+
+
+def _paths(value: object, key: Key = ()) -> Iterator[Key]:
+    if isinstance(value, dict):
+        for part, inner in value.items():
+            yield (*key, part)
+            yield from _paths(inner, (*key, part))
+
+
+# ------------------------------------------------------------------------------------------------------------- merging
+
+
+def lay(layer: Layer, tree: dict[str, Any], places: dict[Key, Place]) -> None:
+    """Merge a layer over what lies below it, in place."""
+    for section, default in DEFAULT_NAMES.items():
+        below, above = tree.get(section), layer.tree.get(section)
+        if isinstance(below, dict) and isinstance(above, dict) and "name" in above:
+            old, new = below.get("name", default), above["name"]
+            if old != new:
+                for key in _left_behind(section, below, old, new):
+                    del below[key]
+                    for path in [path for path in places if path[:2] == (section, key)]:
+                        del places[path]
+    # An override of one key does not move its section away from the file.
+    places.update(
+        {
+            key: where
+            for key, where in layer.places.items()
+            if where.line is not None
+            or key not in places
+            or not (isinstance(_at(tree, key), dict) and isinstance(_at(layer.tree, key), dict))
+        }
+    )
+    _merge(layer.tree, tree)
+
+
+def _left_behind(section: str, keys: Iterable[str], old: object, new: object) -> list[str]:
+    """Those of `keys` that mean nothing any more where a section's name changes from `old` to `new`."""
+    models = variants(section)
+    known_to_old, known_to_new = (
+        models[name].model_fields if isinstance(name, str) and name in models else None for name in (old, new)
+    )
+    # What the old one does not know either is a slip of the pen, and stays to be reported.
+    return [key for key in keys if key not in (known_to_new or ()) and (known_to_old is None or key in known_to_old)]
+
+
+def _at(tree: dict[str, Any], key: Key) -> Any:
+    """Look a key up; an empty table where nothing is said."""
+    value: Any = tree
+    for part in key:
+        value = value.get(part, {}) if isinstance(value, dict) else {}
+    return value
+
+
+def _merge(above: dict[str, Any], below: dict[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, dict):
+            if not isinstance(below.get(key), dict):
+                below[key] = {}
+            _merge(value, below[key])
+        else:
+            below[key] = value

@@ -1,0 +1,245 @@
+"""What a recipe may say: its sections, each a frozen pydantic model, and `Recipe`, which holds them."""
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny
+
+from distilkit import methods
+from distilkit.data import datasets
+from distilkit.methods.base import MethodOptions
+from distilkit.models import registry
+from distilkit.models.registry import Norm
+from distilkit.outputs import GroupKind
+from distilkit.recipe.wording import Choice, Wording
+
+# A count of epochs, or a fraction of the run: see `resolve_epochs`.
+Epochs = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
+Milestone = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100),
+    Wording("up to 100 letters, digits, '.', '_' and '-', not starting with '.'"),
+]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$"), Wording("text that is not empty")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataSection(_Section):
+    """`[data]`: which images, and what is done to them in training."""
+
+    dataset: Annotated[str, Choice(datasets.names)] = Field(description="The data set's name.")
+    root: Text = Field("data", description="Folder that holds the data sets' files, relative to the working folder.")
+    download: bool = Field(True, description="Fetch the data set's files if they are missing.")
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
+        None,
+        description="Height and width in pixels to which images are brought; only for `image-folder`.",
+        json_schema_extra={"default": "32 for image-folder"},
+    )
+    validation: Epochs = Field(0, description="Held out of the training images: how many, or which fraction of them.")
+    augment: Literal["none", "crop", "crop-flip", "random-resized-crop"] = Field(
+        description="Random changes to training images.", json_schema_extra={"default": "the data set's own"}
+    )
+
+
+class ModelSection(_Section):
+    """`[model]`: the backbone, as its paper builds it."""
+
+    architecture: Annotated[str, Choice(registry.names)] = Field(description="The architecture's name.")
+    norm: Norm = Field("batch", description="`none` builds the network without batch norm, with biases instead.")
+
+
+class GroupSection(_Section):
+    """`[group]`: how many students are trained together, and what they share."""
+
+    kind: GroupKind = Field(
+        description="`branches` on a shared trunk, or whole `networks`.",
+        json_schema_extra={"default": "the method's own"},
+    )
+    students: int = Field(
+        ge=1,
+        le=100,
+        description="How many students are trained together.",
+        json_schema_extra={"default": "the method's own"},
+    )
+    split_at: Text | None = Field(
+        None,
+        description="The first module that is each student's own; only for `branches`.",
+        json_schema_extra={"default": "the architecture's own"},
+    )
+
+
+class TrainSection(_Section):
+    """`[train]`: how long, in which batches, in which numbers."""
+
+    epochs: int = Field(ge=1, le=100_000, description="How often every training image is seen.")
+    batch_size: int = Field(128, ge=2, le=1_000_000, description="Images per step, of all processes together.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Every random draw of the run follows from it.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Number format of the forward pass; `auto` decides once by a timing probe."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the label spread evenly over all classes.")
+    clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
+    accumulation: int = Field(
+        1, ge=1, le=1_000_000, description="Parts in which a batch is computed one after another, to save memory."
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="Decay per step of a moving average of the weights, which is deployed; 0: none."
+    )
+    deterministic: bool = Field(
+        False, description="On CUDA too, the same seed gives the same bits; slower. On a CPU it does so anyway."
+    )
+    sync_batch_norm: bool = Field(
+        False, description="Batch norm over the batches of all processes together; only on CUDA."
+    )
+    checkpoint_epochs: int = Field(1, ge=1, le=100_000, description="Save a checkpoint every so many epochs.")
+    checkpoint_steps: int = Field(0, ge=0, description="Save one every so many steps as well; 0: not.")
+    checkpoint_minutes: float = Field(0.0, ge=0, description="Save one every so many minutes as well; 0: not.")
+
+
+class SgdSection(_Section):
+    """`[optimizer] name = "sgd"`: stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = Field("sgd", description="The optimizer.")
+    lr: float = Field(0.1, gt=0, description="Learning rate that the schedule starts from.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is taken again.")
+    nesterov: bool = Field(True, description="Nesterov's form of momentum.")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, added to the gradient.")
+
+
+class AdamWSection(_Section):
+    """`[optimizer] name = "adamw"`: Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    name: Literal["adamw"] = Field("adamw", description="The optimizer.")
+    lr: float = Field(1e-3, gt=0, description="Learning rate that the schedule starts from.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="Decay of the running means of the gradient and of its square."
+    )
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled from the gradient, times the learning rate.")
+
+
+class StepSection(_Section):
+    """`[schedule] name = "step"`: the learning rate falls at milestones."""
+
+    name: Literal["step"] = Field("step", description="The schedule.")
+    milestones: tuple[Milestone, ...] = Field(
+        (0.5, 0.75), description="Completed epochs (integers), or fractions of the run, at which the rate falls."
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="Factor by which the rate falls at each milestone.")
+    warmup_epochs: Epochs = Field(0, description="Linear rise at the start: epochs, or a fraction of the run.")
+
+
+class CosineSection(_Section):
+    """`[schedule] name = "cosine"`: the learning rate falls along half a cosine."""
+
+    name: Literal["cosine"] = Field("cosine", description="The schedule.")
+    final_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the run.")
+    warmup_epochs: Epochs = Field(0, description="Linear rise at the start: epochs, or a fraction of the run.")
+
+
+class ConstantSection(_Section):
+    """`[schedule] name = "constant"`: the learning rate stays."""
+
+    name: Literal["constant"] = Field("constant", description="The schedule.")
+    warmup_epochs: Epochs = Field(0, description="Linear rise at the start: epochs, or a fraction of the run.")
+
+
+OptimizerSection = SgdSection | AdamWSection
+ScheduleSection = StepSection | CosineSection | ConstantSection
+
+
+class Recipe(BaseModel):
+    """Everything that decides a training, complete and checked. Made by `load`; two are equal if they say the same."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Name = Field(
+        description="The recipe's name, which its runs bear.", json_schema_extra={"default": "the file's name"}
+    )
+    data: DataSection
+    model: ModelSection
+    group: GroupSection
+    method: SerializeAsAny[MethodOptions]
+    train: TrainSection
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)
+    _source: str = PrivateAttr(default="the recipe")
+
+    def to_toml(self) -> str:
+        """Write the whole recipe with every default; `load` of it gives an equal recipe."""
+        # None is what cannot apply here (split_at of networks), and TOML has no word for it.
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+    def digest(self) -> str:
+        """SHA-256 of `to_toml`, in hexadecimal."""
+        return hashlib.sha256(self.to_toml().encode()).hexdigest()
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Every key in which another recipe says something else: "train.epochs: 300 here, 100 there".
+
+        The name does not count, nor does an undecided precision.
+        """
+        ours, theirs = _flat(self.model_dump()), _flat(other.model_dump())
+        if theirs["train.precision"] == "auto":
+            theirs["train.precision"] = ours["train.precision"]
+        keys = [key for key in {**ours, **theirs} if key != "name"]
+        return [
+            f"{key} was {ours.get(key, 'not set')}, now {theirs.get(key, 'not set')}"
+            for key in keys
+            if ours.get(key) != theirs.get(key)
+        ]
+
+    def __eq__(self, other: object) -> bool:
+        """Equal if both say the same, wherever they were read: as text, because 1 and 1.0 epochs differ."""
+        return self.to_toml() == other.to_toml() if isinstance(other, Recipe) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.to_toml())
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def resolve_epochs(value: int | float, epochs: int) -> int:
+    """Epochs that `value` means in a run of `epochs`: an int counts them, a float is a fraction of the run, rounded."""
+    return round(value * epochs) if isinstance(value, float) else value
+
+
+# -------------------------------------------------------------------------------------------------- sections by name
+
+SECTIONS = tuple(section for section in Recipe.model_fields if section != "name")
+# What `name` means where such a section does not say; None: it has to.
+DEFAULT_NAMES = {"method": None, "optimizer": "sgd", "schedule": "step"}
+
+PLAIN_SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataSection,
+    "model": ModelSection,
+    "group": GroupSection,
+    "train": TrainSection,
+}
+_OPTIMIZERS: dict[str, type[BaseModel]] = {"sgd": SgdSection, "adamw": AdamWSection}
+_SCHEDULES: dict[str, type[BaseModel]] = {"step": StepSection, "cosine": CosineSection, "constant": ConstantSection}
+
+
+def variants(section: str) -> dict[str, type[BaseModel]]:
+    """Collect the models of a section whose keys depend on its `name`."""
+    if section == "method":
+        return {name: methods.options_model(name) for name in methods.names()}
+    return _OPTIMIZERS if section == "optimizer" else _SCHEDULES
+
+
+def known_keys(section: str) -> set[str]:
+    """All keys that a section may have, whatever its `name`."""
+    models = variants(section).values() if section in DEFAULT_NAMES else [PLAIN_SECTIONS[section]]
+    return {key for model in models for key in model.model_fields}
