@@ -1,0 +1,86 @@
+"""The command line: one small file per command. What is heavy is imported inside the functions."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from distilkit import __version__
+from distilkit.cli import compare, ensemble_eval, evaluate, export, prune_branches, robustness, train
+from distilkit.errors import UserError
+
+app = typer.Typer(
+    name="distilkit",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: distilkit train quickstart",
+)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("ensemble-eval")(ensemble_eval.ensemble_eval)
+app.command("prune-branches")(prune_branches.prune_branches)
+app.command("robustness")(robustness.robustness)
+app.command("export")(export.export)
+app.command("compare")(compare.compare)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"distilkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _distilkit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Online knowledge distillation: train a small classifier with its own teachers, prune, export to ONNX."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and leave with its exit status.
+
+    0 done; 1 a check that was asked for failed; 2 the input is wrong; 3 a fault of ours, traceback in a file; 130 or
+    143 interrupted by SIGINT or SIGTERM.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: Sequence[str]) -> int:
+    # One process of several prints the JSON document; the others may still have to say why they ended.
+    as_json = "--json" in arguments and os.environ.get("RANK", "0") == "0"
+    try:
+        return app(args=list(arguments), prog_name="distilkit", standalone_mode=False) or 0
+    except UserError as error:
+        from distilkit import console
+
+        console.report_user_error(error, as_json)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left, `distilkit compare | head` for one; there is nobody to tell.
+        sys.stderr.close()
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last resort: every other fault is ours
+        from distilkit import console
+
+        if hasattr(error, "format_message"):  # Click's errors, wherever this version of Typer keeps Click.
+            context = getattr(error, "ctx", None)
+            console.report_usage_error(error.format_message(), context.get_usage() if context else "", as_json)
+            return 2
+        signum = getattr(error, "signum", None)
+        if signum is not None:  # training.interrupt.Interrupted, which is not imported here: it would import torch.
+            console.tell(str(error))
+            return 128 + int(signum)
+        if type(error).__name__ == "Abort":
+            return 130
+        console.report_fault_of_ours(error, as_json)
+        return 3

@@ -1,0 +1,29 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+Run = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RUN]", help="A run's folder. Without it: the newest finished run."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where runs are kept.")]
+Device = Annotated[DeviceName, typer.Option("--device", help="Where to compute; auto: CUDA where there is one.")]
+Member = Annotated[str | None, typer.Option("--member", metavar="NAME", help="A student other than the leader.")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", metavar="NAME", help="last, best or step_N. Without it: best where there is one, else last."
+    ),
+]
+DataRoot = Annotated[
+    str | None, typer.Option("--data", metavar="FOLDER", help="Where the images are, if not where training had them.")
+]
+Output = Annotated[Path | None, typer.Option("--output", metavar="PATH", help="Where to write the results.")]
+
+RUNS = Path("runs")

@@ -1,0 +1,44 @@
+"""`distilkit prune-branches`."""
+
+from distilkit.cli import options
+
+
+def prune_branches(
+    run: options.Run = None,
+    member: options.Member = None,
+    checkpoint: options.Checkpoint = None,
+    output: options.Output = None,
+    runs: options.Runs = options.RUNS,
+    json_output: options.Json = False,
+) -> None:
+    """The leader alone, in the stock architecture: model.safetensors and config.json.
+
+    Proves on the test images that its logits are the leader's in the group, bit for bit.
+
+    Examples:
+
+      distilkit prune-branches
+
+      distilkit prune-branches runs/one_resnet32-20260101T120000Z --output models/small
+    """
+    from distilkit import console
+    from distilkit.workflows.prune_branches import prune_branches as workflow
+
+    document = workflow(
+        run, runs, member=member, checkpoint=checkpoint, output=output, observer=console.TerminalObserver()
+    )
+    if json_output:
+        console.print_json(document)
+        return
+    parameters, flops = document["parameters"], document["flops"]
+    console.print_table(
+        f"{document['run']}: {document['member']} alone",
+        ["", "before", "after"],
+        [
+            ["parameters", f"{parameters['before']:,}", f"{parameters['after']:,}"],
+            ["FLOPs of one image", console.scientific(flops["before"]), console.scientific(flops["after"])],
+        ],
+        "FLOPs: 2 per multiply-add, convolutions and linear layers only",
+    )
+    console.print_line(f"its logits equal the student's in the group: difference {document['max_abs_difference']:g}")
+    console.print_line(f"written to {document['output']}")

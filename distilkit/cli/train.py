@@ -1,0 +1,172 @@
+"""`distilkit train`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distilkit.cli import options
+from distilkit.errors import UserError
+from distilkit.observer import Observer
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A TOML file, or a built-in recipe's name.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set method.temperature=4. Repeatable."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe, build the network, print its costs; train nothing.")
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Continue an unfinished run where it stopped.")
+    ] = None,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="With --resume: go on although the recipe differs from the run's."),
+    ] = False,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="0,1,2", help="Train once for each seed, in sibling runs.")
+    ] = None,
+    runs: options.Runs = options.RUNS,
+    device: options.Device = "auto",
+    json_output: options.Json = False,
+) -> None:
+    """Train a recipe; the run's folder keeps everything.
+
+    Examples:
+
+      distilkit train quickstart
+
+      distilkit train recipes/one_resnet32.toml --set train.epochs=100
+
+      distilkit train quickstart --seeds 0,1,2
+
+      distilkit train --resume runs/one_resnet32-20260101T120000Z
+
+      accelerate launch --num_processes 2 -m distilkit train one_resnet32
+    """
+    if resume is None and recipe is None:
+        raise UserError("which recipe?", "distilkit train quickstart, or a TOML file; --resume RUN continues a run")
+    if accept_changes and resume is None:
+        raise UserError("--accept-changes belongs to --resume RUN", "leave it out")
+    if resume is not None and (dry_run or seeds is not None):
+        raise UserError("--dry-run and --seeds do not go with --resume", f"distilkit train --resume {resume}")
+    if resume is not None and overrides and recipe is None:
+        raise UserError(
+            "--set changes a RECIPE, which is not named", f"distilkit train RECIPE --resume {resume} --set ..."
+        )
+    chosen_seeds = None if seeds is None else _seeds(seeds)
+
+    from distilkit import console
+    from distilkit.recipe import load
+    from distilkit.run import find_run
+    from distilkit.training.processes import is_main
+    from distilkit.workflows import train as workflow
+
+    observer = console.TerminalObserver() if is_main() else Observer()
+    loaded = None if recipe is None else load(recipe, overrides or [])
+    if dry_run and loaded is not None:
+        document = workflow.dry_run(loaded)
+        console.print_json(document) if json_output else _show_plan(document)
+        return
+    command = shlex.join(["distilkit", *sys.argv[1:]])
+    if resume is not None:
+        path = find_run(resume, runs).path
+        document = workflow.resume(path, device=device, observer=observer, recipe=loaded, accept_changes=accept_changes)
+    elif loaded is not None and chosen_seeds is not None:
+        document = workflow.train_seeds(loaded, chosen_seeds, runs, device=device, command=command, observer=observer)
+    else:
+        assert loaded is not None
+        document = workflow.train(loaded, runs, device=device, command=command, observer=observer)
+    if not is_main():
+        return
+    if json_output:
+        console.print_json(document)
+    elif chosen_seeds is not None:
+        _show_seeds(document)
+    else:
+        _show_result(document)
+
+
+def _seeds(text: str) -> list[int]:
+    """ "0,1,2" -> [0, 1, 2]."""
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**31 or len(set(seeds)) != len(seeds):
+        raise UserError(f"--seeds takes distinct numbers from 0, separated by commas, not {text!r}", "--seeds 0,1,2")
+    return seeds
+
+
+def _show_seeds(document: dict[str, Any]) -> None:
+    from distilkit import console
+
+    rows = [
+        [
+            name,
+            console.percent(figures["mean_top1"]),
+            console.percent(figures["std_top1"]),
+            " ".join(console.percent(run["errors"][name]["top1"]) for run in document["runs"]),
+        ]
+        for name, figures in document["errors"].items()
+    ]
+    count = len(document["seeds"])
+    console.print_table(
+        f"top-1 errors on the test images over {count} seeds, %",
+        ["classifier", "mean", "deviation", "each"],
+        rows,
+        "one training of each says nothing of the spread over seeds" if count == 1 else "deviation: the sample's",
+    )
+    for run in document["runs"]:
+        console.print_line(run["run"])
+
+
+def _show_plan(document: dict[str, Any]) -> None:
+    from distilkit import console
+
+    parameters, flops = document["parameters"], document["flops"]
+    rows = [
+        [name, f"{part['parameters']:,}", console.scientific(part["flops"])] for name, part in document["parts"].items()
+    ]
+    rows += [
+        ["whole, in training (TrCost)", f"{parameters['train']:,}", console.scientific(flops["train"])],
+        [f"deployed: {document['leader']} (TeCost)", f"{parameters['deploy']:,}", console.scientific(flops["deploy"])],
+    ]
+    console.print_table(
+        f"{document['recipe']}: {document['architecture']}, {document['method']}",
+        ["part", "parameters", "FLOPs"],
+        rows,
+        "FLOPs of one image: 2 per multiply-add, convolutions and linear layers only (the papers' convention)",
+    )
+    if document["uncounted"]:
+        console.print_line(f"not counted: {document['uncounted']}")
+    data = document["data"]
+    there = "there" if data["present"] else "not there"
+    console.print_line(f"data: {data['dataset']}, {data['classes']} classes, {there}: {data['where']}")
+    console.print_line("nothing was trained")
+
+
+def _show_result(document: dict[str, Any]) -> None:
+    from distilkit import console
+
+    rows = [
+        [name, console.percent(error["top1"]), console.percent(error["top5"])]
+        for name, error in document["errors"].items()
+    ]
+    selected = document["selected"]
+    console.print_table(
+        f"{document['run']}: errors on the test images, %",
+        ["classifier", "top-1", "top-5"],
+        rows,
+        f"{selected['rule']} (epoch {selected['epoch']}); {document['images_per_second']:,.0f} images/s",
+    )
+    best = document["best_on_test"]
+    best_errors = ", ".join(f"{name} {error['top1']:.2f}" for name, error in best["errors"].items())
+    console.print_line(f"best on test (epoch {best['epoch']}; {best['note']}): {best_errors}")

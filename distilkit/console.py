@@ -1,0 +1,234 @@
+"""Everything that a person or a script sees: tables and JSON on stdout, progress and messages on stderr."""
+
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from distilkit.errors import UserError
+from distilkit.observer import Observer, TrainingPlan
+from distilkit.training.log import finite
+
+SCHEMA = 1
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One JSON object on stdout: the schema's version, then the document; null for what is not finite."""
+    sys.stdout.write(json.dumps({"schema": SCHEMA, **finite(document)}, allow_nan=False, indent=1) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str | None = None) -> None:
+    """A table on stdout; the first column is text, the others are figures. `note`: what the figures mean."""
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    # Title and note outside the table: inside it they would be folded to its width.
+    stdout.print(Text(title, style="bold"), soft_wrap=True)
+    stdout.print(table)
+    if note:
+        stdout.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def print_line(text: str) -> None:
+    """A line on stdout, as it is."""
+    stdout.print(Text(text), soft_wrap=True)
+
+
+def tell(text: str, style: str = "") -> None:
+    """A line for people, on stderr."""
+    stderr.print(Text(text, style=style), soft_wrap=True)
+
+
+def report_user_error(error: UserError, as_json: bool) -> None:
+    """What was wrong and what to type; with `as_json` also as the JSON document of a failure."""
+    if as_json:
+        _print_failure(
+            error.kind,
+            error.problem,
+            error.hint,
+            [{"place": f.place, "key": f.key, "problem": f.problem, "hint": f.hint} for f in error.faults],
+        )
+    tell(f"error: {error.problem}", "red")
+    for fault in error.faults:
+        tell(f"  {fault.place}: {fault.problem}")
+        if fault.hint:
+            tell(f"      hint: {fault.hint}", "yellow")
+    if error.hint:
+        tell(f"hint: {error.hint}", "yellow")
+
+
+def report_usage_error(message: str, usage: str, as_json: bool) -> None:
+    """A command line that cannot be understood."""
+    if as_json:
+        _print_failure("usage", message, None, [])
+    if usage:
+        tell(usage)
+    tell(f"error: {message}", "red")
+
+
+def report_fault_of_ours(error: BaseException, as_json: bool) -> None:
+    """The traceback goes to a file; the message says which."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="distilkit-fault-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write("".join(traceback.format_exception(error)))
+    message = f"a fault in distilkit: {type(error).__name__}: {error}; the details are in {file.name}"
+    if as_json:
+        _print_failure("fault", message, None, [])
+    tell(f"error: {message}", "red")
+
+
+def _print_failure(kind: str, message: str, hint: str | None, faults: list[dict[str, Any]]) -> None:
+    print_json({"error": {"kind": kind, "message": message, "hint": hint, "faults": faults}})
+
+
+def percent(value: float | None) -> str:
+    """An error in percent, two decimals."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def scientific(value: float) -> str:
+    """FLOPs as the papers print them: 1.383e8."""
+    mantissa, exponent = f"{value:.3e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+class TerminalObserver(Observer):
+    """Progress on stderr: a live display in a terminal, otherwise a plain line per epoch."""
+
+    def __init__(self) -> None:
+        self.live: Live | None = None
+        self.plan: TrainingPlan | None = None
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.table: Table | None = None
+        self.losses = ""
+        self.started = 0.0
+        self.steps_done = 0
+
+    def note(self, message: str) -> None:
+        """A line."""
+        (self.live.console if self.live else stderr).print(Text(message), soft_wrap=True)
+
+    def training_started(self, plan: TrainingPlan) -> None:
+        """What trains, and where it can be found."""
+        self.plan, self.started = plan, time.monotonic()
+        self.steps_done = plan.start_step
+        tell(
+            f"{plan.run}: {plan.method}, {plan.architecture}, {', '.join(plan.members)} (leader {plan.leader}); "
+            f"{plan.images:,} images, {plan.epochs} epochs, {plan.precision} on {plan.device}"
+        )
+        if plan.start_step:
+            tell(f"continuing after step {plan.start_step} of {plan.epochs * plan.steps_per_epoch}")
+        if stderr.is_terminal:
+            self._start_live(plan.epochs * plan.steps_per_epoch, "epoch 1", plan.start_step)
+
+    def steps_finished(self, epoch: int, step_in_epoch: int, losses: Mapping[str, float]) -> None:
+        """Move the bar, show the epoch's losses so far."""
+        assert self.plan is not None
+        self.steps_done = (epoch - 1) * self.plan.steps_per_epoch + step_in_epoch
+        if self.bar is not None and self.task is not None:
+            self.losses = _losses(losses)
+            self.bar.update(self.task, completed=self.steps_done, description=f"epoch {epoch}/{self.plan.epochs}")
+            self._refresh()
+
+    def epoch_finished(self, line: Mapping[str, Any]) -> None:
+        """Errors of every member and of the ensemble."""
+        assert self.plan is not None
+        if self.live is not None:
+            self.table = _epoch_table(line)
+            self._refresh()
+            return
+        left = (time.monotonic() - self.started) / max(1, self.steps_done - self.plan.start_step)
+        left *= self.plan.epochs * self.plan.steps_per_epoch - self.steps_done
+        errors = ", ".join(f"{name} {error['top1']:.2f}" for name, error in line["test"]["errors"].items())
+        tell(
+            f"epoch {line['epoch']}/{self.plan.epochs}  loss {_losses(line['loss'])}  test error % {errors}  "
+            f"lr {line['lr']:.4g}  {line['images_per_second']:,.0f} images/s  {timedelta(seconds=round(left))} left"
+        )
+
+    def training_finished(self) -> None:
+        """Leave the last state on the screen."""
+        self._stop_live()
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """A bar, in a terminal only."""
+        if not stderr.is_terminal:
+            return
+        if self.live is None:
+            self._start_live(total, what, 0)
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=done, total=total, description=what)
+        if done >= total:
+            self._stop_live()
+
+    def _start_live(self, total: int, what: str, done: int) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=stderr
+        )
+        self.task = self.bar.add_task(what, total=total, completed=done)
+        self.live = Live(self.bar, console=stderr, refresh_per_second=8)
+        self.live.start()
+
+    def _refresh(self) -> None:
+        if self.live is not None and self.bar is not None:
+            parts: list[RenderableType] = [self.bar, Text(f"loss {self.losses}"), *([self.table] if self.table else [])]
+            self.live.update(Group(*parts))
+
+    def _stop_live(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+        self.live = self.bar = self.task = self.table = None
+
+
+def _losses(losses: Mapping[str, float]) -> str:
+    terms = ", ".join(f"{name} {value:.3f}" for name, value in losses.items() if name != "total")
+    return f"{losses['total']:.3f} ({terms})"
+
+
+def _epoch_table(line: Mapping[str, Any]) -> Table:
+    table = Table(
+        title=f"epoch {line['epoch']}: lr {line['lr']:.4g}, ramp {line['ramp']:.2f}, "
+        f"{line['images_per_second']:,.0f} images/s",
+        title_justify="left",
+    )
+    splits = [split for split in ("validation", "test") if split in line]
+    table.add_column("error, %")
+    table.add_column("train top-1", justify="right")
+    for split in splits:
+        table.add_column(f"{split} top-1", justify="right")
+        table.add_column(f"{split} top-5", justify="right")
+    for name in line["test"]["errors"]:
+        cells = [percent(line["train"]["errors"].get(name, {}).get("top1"))]
+        for split in splits:
+            error = line[split]["errors"][name]
+            cells += [percent(error["top1"]), percent(error["top5"])]
+        table.add_row(name, *cells)
+    return table
+
+
+def relative(path: Path | str) -> str:
+    """A path as a person would type it."""
+    path = Path(path)
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

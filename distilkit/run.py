@@ -1,0 +1,465 @@
+"""The run folder and the pruned model's folder: create, find, open, rebuild everything that they describe.
+
+    runs/<name>-<time>/   recipe.toml  run.json  metrics.jsonl  checkpoints/  tensorboard/  pruned/  exports/
+    pruned/               model.safetensors (the stock architecture's own names)  config.json
+
+Nothing that is loaded from either can execute code: weights are safetensors, all else is JSON and TOML.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from distilkit import recipe as recipes
+from distilkit.data import datasets
+from distilkit.errors import UserError
+from distilkit.group import Classifier, Normalize
+from distilkit.learner import Learner
+from distilkit.models import registry
+from distilkit.observer import Observer
+from distilkit.recipe import ModelSection, Recipe
+from distilkit.training import checkpoint as checkpoints
+from distilkit.training import log
+from distilkit.training.build import build_learner
+from distilkit.training.checkpoint import Checkpoint
+from distilkit.training.trainer import CHECKPOINTS, METRICS
+
+FORMAT = 1
+RECORD = "run.json"
+RECIPE = "recipe.toml"
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+
+
+class DataRecord(BaseModel):
+    """What a run or a pruned model remembers of its data: enough to use the model, and to find the images again."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    dataset: str
+    root: str
+    download: bool
+    validation: int | float
+    seed: int
+    classes: tuple[str, ...]
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    images: dict[str, int]
+    fingerprints: dict[str, str]
+
+    def spec(self) -> datasets.DataSpec:
+        """The data set as the model knows it."""
+        return datasets.DataSpec(
+            name=self.dataset,
+            classes=self.classes,
+            channels=self.channels,
+            size=self.size,
+            train_images=self.images.get("train"),
+            test_images=self.images.get("test"),
+            mean=self.mean,
+            std=self.std,
+            default_augment="none",
+        )
+
+    def load(self, splits: Sequence[str], root: str | None = None) -> datasets.ImageData:
+        """The images of these splits, from where the run had them, or from `root`.
+
+        Raises `UserError` when they are not there or are of other classes.
+        """
+        data = datasets.load(
+            self.dataset,
+            Path(root or self.root),
+            download=self.download,
+            image_size=self.size if self.dataset == "image-folder" else None,
+            validation=self.validation,
+            seed=self.seed,
+            splits=splits,
+        )
+        if data.spec.classes != self.classes:
+            raise UserError(
+                f"the images in {root or self.root} have other classes than the model: {_first(data.spec.classes)} "
+                f"instead of {_first(self.classes)}",
+                "name the folder of the data that the model was trained on with --data",
+            )
+        return data
+
+    def changed(self, data: datasets.ImageData) -> list[str]:
+        """The splits whose images are not the ones that the run saw."""
+        known = self.fingerprints
+        return [split for split, digest in data.fingerprints.items() if split in known and known[split] != digest]
+
+
+@contextmanager
+def written_by_us_alone(run: "Run") -> Iterator[None]:
+    """Hold the run's lock: two trainings must not write to one folder. The system frees it when a process dies.
+
+    Raises `UserError` when another training holds it.
+    """
+    lock = FileLock(run.path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another training is writing to {run.path}", "wait for it, or interrupt it with Ctrl-C first"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{run.path} cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def data_record(recipe: Recipe, data: datasets.ImageData) -> DataRecord:
+    """What is to be remembered of the data that a recipe loaded."""
+    spec = data.spec
+    if spec.mean is None or spec.std is None:
+        raise ValueError("the data's mean and deviation are known once its training images are loaded")
+    return DataRecord(
+        dataset=spec.name,
+        root=recipe.data.root,
+        download=recipe.data.download,
+        validation=recipe.data.validation,
+        seed=recipe.train.seed,
+        classes=spec.classes,
+        channels=spec.channels,
+        size=spec.size,
+        mean=spec.mean,
+        std=spec.std,
+        images={name: len(split.labels) for name, split in data.splits.items()},
+        fingerprints=data.fingerprints,
+    )
+
+
+@dataclass
+class Model:
+    """A deployed classifier and what is known of it. `path`: the run's or the pruned model's folder."""
+
+    path: Path
+    classifier: Classifier
+    member: str
+    architecture: str
+    method: str
+    data: DataRecord
+    recipe_digest: str
+    error: float | None
+    """Top-1 test error in percent that the training ended with, where it is known."""
+
+
+class Run:
+    """A training's folder. `record` is run.json."""
+
+    def __init__(self, path: Path, recipe: Recipe, record: dict[str, Any]) -> None:
+        self.path, self.recipe, self.record = path, recipe, record
+
+    @classmethod
+    def create(cls, recipe: Recipe, runs: Path, record: dict[str, Any]) -> Self:
+        """A new folder `runs/<name>-<time>`. Raises `UserError` when it cannot be written."""
+        now = datetime.now(UTC)
+        stamp = now.strftime("%Y%m%dT%H%M%SZ")
+        for attempt in range(100):
+            path = runs / f"{recipe.name}-{stamp}{f'-{attempt}' if attempt else ''}"
+            try:
+                path.mkdir(parents=True)
+                (path / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+            except FileExistsError:
+                if runs.exists() and not runs.is_dir():
+                    raise UserError(f"{runs} is a file, not a folder for runs", "choose another with --runs") from None
+                continue
+            except OSError as error:
+                raise UserError(
+                    f"the run folder {path} cannot be written: {error.strerror or error}",
+                    "choose another folder with --runs",
+                ) from error
+            run = cls(path, recipe, {"format": FORMAT, **record})
+            run.update(created=now.isoformat())
+            return run
+        raise UserError(f"a hundred runs named {recipe.name} began within one second under {runs}")
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Raises `UserError` when there is no run at `path`, or it is damaged or of a newer format."""
+        record = _read_json(path / RECORD, "a run")
+        if record.get("format") != FORMAT:
+            raise UserError(
+                f"{path / RECORD} has format {record.get('format')!r}; this distilkit reads {FORMAT}",
+                "update distilkit to read it",
+            )
+        return cls(path, recipes.load(path / RECIPE), record)
+
+    @classmethod
+    def newest(cls, runs: Path) -> Self:
+        """The newest finished run below `runs`. Raises `UserError` when there is none."""
+        return cls.open(_finished(runs)[-1])
+
+    @property
+    def data(self) -> DataRecord:
+        """What the run remembers of its data."""
+        try:
+            return DataRecord.model_validate(self.record.get("data"))
+        except ValidationError as error:
+            raise UserError(f"{self.path / RECORD} is damaged: its data section: {_brief(error)}") from error
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return self.path / CHECKPOINTS
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, a dictionary per finished epoch."""
+        return log.read(self.path / METRICS)
+
+    def update(self, **fields: Any) -> None:
+        """Change run.json, atomically."""
+        self.record |= fields
+        write_json(self.path / RECORD, self.record)
+
+    def checkpoint(self, name: str | None = None) -> Path:
+        """The folder of a checkpoint: `last`, `best` or `step_N`; by default `best` where there is one, else `last`.
+
+        Raises `UserError` naming those that there are.
+        """
+        have = checkpoints.names(self.checkpoints)
+        if name is None:
+            name = "best" if checkpoints.pointed(self.checkpoints, "best") else "last"
+        pointed = checkpoints.pointed(self.checkpoints, name) if name in ("last", "best") else name
+        if pointed not in have:
+            why = "has no checkpoint yet" if not have else f"has no checkpoint {name!r}"
+            hint = f"it has: {', '.join(have)}" if have else "train it further with distilkit train --resume"
+            if name == "best" and have:
+                hint += "; `best` is chosen on a validation split, and the recipe holds none out"
+            raise UserError(f"{self.path} {why}", hint)
+        return self.checkpoints / pointed
+
+    def newest_whole_checkpoint(self, observer: Observer) -> Checkpoint | None:
+        """What to continue from: the newest checkpoint that is whole, or None where none was ever written.
+
+        Tells the observer of every damaged one that it passes over. Raises `UserError` if all are damaged.
+        """
+        names = checkpoints.names(self.checkpoints)
+        for name in reversed(names):
+            try:
+                return checkpoints.load(self.checkpoints / name)
+            except UserError as error:
+                observer.note(f"warning: {error.problem}; taking the one before it")
+                failure = error
+        if names:
+            raise UserError(f"no checkpoint of {self.path} is whole: {failure.problem}", "train anew")
+        return None
+
+    def change_recipe(self, recipe: Recipe, changes: Sequence[str]) -> None:
+        """Go on with another recipe, and write down that it was changed, and when in the run."""
+        (self.path / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+        step = checkpoints.pointed(self.checkpoints, "last")
+        self.update(recipe_changes=[*self.record.get("recipe_changes", []), {"after": step, "changes": list(changes)}])
+
+    def learner(self, checkpoint: str | None = None) -> Learner:
+        """Group and method with a checkpoint's weights, in eval mode, on the CPU."""
+        folder = self.checkpoint(checkpoint)
+        learner = build_learner(self.recipe, self.data.spec())
+        for part, module in (("group", learner.group), ("method", learner.method)):
+            _load_strict(module, checkpoints.load_part(folder, part), folder / f"{part}.safetensors")
+        return learner.eval()
+
+    def model(self, member: str | None = None, checkpoint: str | None = None) -> Model:
+        """One member as it is deployed: the stock architecture behind its normalisation; the leader by default."""
+        learner = self.learner(checkpoint)
+        name = member or learner.leader
+        state = learner.group.member_state_dict(name)
+        errors = self.record.get("final", {}).get("errors", {})
+        return Model(
+            path=self.path,
+            classifier=stock_classifier(self.recipe.model, self.data, state),
+            member=name,
+            architecture=self.recipe.model.architecture,
+            method=self.recipe.method.name,
+            data=self.data,
+            recipe_digest=self.recipe.digest(),
+            error=errors.get(name, {}).get("top1") if checkpoint is None else None,
+        )
+
+
+class PrunedModel:
+    """What `prune-branches` leaves: one member in the stock architecture."""
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = path, config
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Raises `UserError` when the folder is damaged or of a newer format."""
+        config = _read_json(path / CONFIG, "a pruned model")
+        if config.get("format") != FORMAT:
+            raise UserError(
+                f"{path / CONFIG} has format {config.get('format')!r}; this distilkit reads {FORMAT}",
+                "update distilkit to read it",
+            )
+        return cls(path, config)
+
+    def model(self) -> Model:
+        """The classifier with its weights. Raises `UserError` naming every tensor that is missing or does not fit."""
+        config = self.config
+        try:
+            data = DataRecord.model_validate(config["data"])
+            facts = {key: str(config[key]) for key in ("architecture", "method", "member", "recipe_digest")}
+            network = ModelSection.model_validate({"architecture": facts["architecture"], "norm": config["norm"]})
+        except (KeyError, ValidationError) as error:
+            raise UserError(f"{self.path / CONFIG} is damaged: {_brief(error)}") from error
+        state = load_weights(self.path / MODEL)
+        classifier = stock_classifier(network, data, state, self.path / MODEL)
+        return Model(self.path, classifier, data=data, error=config.get("top1_error"), **facts)
+
+
+def stock_classifier(
+    network: ModelSection, data: DataRecord, state: dict[str, Tensor], file: Path | None = None
+) -> Classifier:
+    """The architecture as its library builds it, with `state` loaded strictly, behind its normalisation; eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        backbone = registry.create(network.architecture, len(data.classes), data.channels, network.norm)
+    _load_strict(backbone, state, file)
+    classifier = Classifier(Normalize(data.mean, data.std), backbone).eval()
+    return classifier.to(memory_format=torch.channels_last)
+
+
+def load_weights(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file. Raises `UserError` when it is missing or damaged."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights {file} cannot be read: {error}") from error
+
+
+def find(path: Path | None, runs: Path) -> Run | PrunedModel:
+    """The run or pruned model at `path`; without one, the newest finished run below `runs`."""
+    if path is None:
+        return Run.newest(runs)
+    if (path / CONFIG).is_file():
+        return PrunedModel.open(path)
+    if not (path / RECORD).is_file():
+        problem = "is not a run: it has no run.json" if path.is_dir() else "does not exist"
+        near = [str(folder) for folder in _run_folders(path.parent)] or [str(folder) for folder in _run_folders(runs)]
+        raise UserError(f"{path} {problem}", f"there are: {', '.join(near[-5:])}" if near else None)
+    return Run.open(path)
+
+
+def finished_runs(runs: Path) -> list[Run]:
+    """All finished runs below `runs`, oldest first. Raises `UserError` when there is none."""
+    return [Run.open(path) for path in _finished(runs)]
+
+
+def find_run(path: Path | None, runs: Path) -> Run:
+    """Like `find`, where only a run will do."""
+    found = find(path, runs)
+    if isinstance(found, PrunedModel):
+        raise UserError(f"{path} is a pruned model; this command needs the run that it comes from")
+    return found
+
+
+def open_model(
+    path: Path | None, runs: Path, *, member: str | None = None, checkpoint: str | None = None
+) -> tuple[Run | PrunedModel, Model]:
+    """A classifier from a run (any member, any checkpoint) or from a pruned model's folder."""
+    found = find(path, runs)
+    if isinstance(found, Run):
+        return found, found.model(member, checkpoint)
+    model = found.model()
+    if member not in (None, model.member):
+        raise UserError(f"{found.path} is pruned to {model.member!r}; it has no member {member!r}")
+    if checkpoint is not None:
+        raise UserError(f"{found.path} is a pruned model and has no checkpoints", "leave --checkpoint out")
+    return found, model
+
+
+def write_json(file: Path, document: dict[str, Any]) -> None:
+    """Write JSON atomically, without NaN or infinity. Raises `UserError` when the file cannot be written."""
+    partial = file.with_name(f".partial-{file.name}")
+    try:
+        partial.write_text(json.dumps(log.finite(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[Path]:
+    """Make a folder for results. Raises `UserError` when it, or what the block writes, cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+        yield folder
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror or error}", "choose another with --output"
+        ) from error
+
+
+def _finished(runs: Path) -> list[Path]:
+    folders = _run_folders(runs)
+    finished = [path for path in folders if _read_json(path / RECORD, "a run").get("state") == "done"]
+    if not finished:
+        unfinished = ", ".join(str(path) for path in folders[-3:])
+        hint = f"name an unfinished one ({unfinished})" if folders else "train one first: distilkit train quickstart"
+        raise UserError(f"there is no finished run in {runs}/", hint)
+    return finished
+
+
+def _run_folders(runs: Path) -> list[Path]:
+    return sorted((file.parent for file in runs.glob(f"*/{RECORD}")), key=_age) if runs.is_dir() else []
+
+
+def _age(path: Path) -> tuple[str, str]:
+    return str(_read_json(path / RECORD, "a run").get("created", "")), path.name
+
+
+def _read_json(file: Path, what: str) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file.parent} is not {what}: it has no {file.name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{file} is damaged: it holds no JSON object")
+    return document
+
+
+def _load_strict(module: nn.Module, state: dict[str, Tensor], file: Path | None) -> None:
+    own = module.state_dict()
+    faults = [
+        *(f"missing {name}" for name in own.keys() - state.keys()),
+        *(f"unexpected {name}" for name in state.keys() - own.keys()),
+        *(
+            f"{name} is {list(state[name].shape)} instead of {list(own[name].shape)}"
+            for name in own.keys() & state.keys()
+            if own[name].shape != state[name].shape
+        ),
+    ]
+    if faults:
+        more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise UserError(f"the weights {file or ''} do not fit the model: {'; '.join(sorted(faults)[:10])}{more}")
+    module.load_state_dict(state, strict=True)
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def _brief(error: KeyError | ValidationError) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5])

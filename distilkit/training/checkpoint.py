@@ -1,0 +1,191 @@
+"""Checkpoints: complete folders of safetensors and JSON, named by small pointer files.
+
+    checkpoints/step_N/  group.safetensors  method.safetensors  optimizer.safetensors  [raw.safetensors]  state.json
+    checkpoints/last     the text "step_N"; `best` likewise
+
+A folder is written beside its place, flushed, and renamed only when it is complete; after that the pointer is replaced
+atomically. A process killed at any moment leaves the pointers on complete folders. `state.json` holds the SHA-256 of
+every other file, so that a damaged one is known before anything is loaded from it. No format here can execute code.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distilkit.errors import UserError
+
+STATE = "state.json"
+FORMAT = 1
+PARTS = ("group", "method", "optimizer", "raw")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training needs to go on.
+
+    `tensors`: by file. `group` and `method` are what is deployed; `optimizer` its state; with a moving average of the
+    weights, which is what is deployed then, `raw` holds the weights that train. `state`: where the run stands.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save(folder: Path, name: str, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
+    """Write `folder/name` completely, point `last` at it, and remove all but the newest `keep` and `best`'s.
+
+    Raises `UserError` when the folder cannot be written.
+    """
+    target, partial = folder / name, folder / f".partial-{name}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        digests = {}
+        for part, tensors in checkpoint.tensors.items():
+            file = partial / f"{part}.safetensors"
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, file)
+            digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            _flush(file)
+        state = {"format": FORMAT, **checkpoint.state, "sha256": digests}
+        (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        _flush(partial / STATE)
+        _flush(partial)
+        if target.exists():
+            # Only where an older, damaged one of this step is being replaced: nothing good is lost if we die here.
+            shutil.rmtree(target)
+        partial.rename(target)
+        _flush(folder)
+        point(folder, "last", name)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"the checkpoint {target} could not be written: {getattr(error, 'strerror', None) or error}",
+            "free space or choose another folder with --runs; the checkpoints written before are intact",
+        ) from error
+    _remove_old(folder, keep)
+    return target
+
+
+def point(folder: Path, pointer: str, name: str) -> None:
+    """Let the pointer file `folder/pointer` name the checkpoint `name`, atomically."""
+    partial = folder / f".partial-{pointer}"
+    partial.write_text(name, encoding="utf-8")
+    _flush(partial)
+    partial.replace(folder / pointer)
+    _flush(folder)
+
+
+def pointed(folder: Path, pointer: str) -> str | None:
+    """The name of the checkpoint that the pointer file names, or None where there is no such pointer."""
+    file = folder / pointer
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
+def names(folder: Path) -> list[str]:
+    """The complete checkpoints of a folder, oldest first."""
+    found = [path.name for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    return sorted(found, key=lambda name: int(name.removeprefix("step_")))
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint folder after checking every digest. Raises `UserError` naming the damaged or missing file."""
+    state = load_state(path)
+    parts = [part for part in PARTS if part != "raw" or f"{part}.safetensors" in state["sha256"]]
+    return Checkpoint({part: _load_tensors(path, f"{part}.safetensors", state) for part in parts}, state)
+
+
+def load_part(path: Path, part: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint: "group" or "method". Raises `UserError` like `load`."""
+    return _load_tensors(path, f"{part}.safetensors", load_state(path))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's `state.json`. Raises `UserError` when it is missing, damaged or of a newer format."""
+    file = path / STATE
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}", _other(path)) from None
+    except (OSError, ValueError) as error:
+        raise _damaged(file, str(error)) from error
+    if not isinstance(state, dict) or not isinstance(state.get("sha256"), dict):
+        raise _damaged(file, "it is not a checkpoint's state")
+    if state.get("format") != FORMAT:
+        raise UserError(
+            f"{file} has format {state.get('format')!r}; this distilkit reads {FORMAT}", "update distilkit to read it"
+        )
+    return state
+
+
+def _load_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    file = path / name
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise _damaged(file, error.strerror or str(error)) from error
+    if digest != state["sha256"].get(name):
+        raise _damaged(file, "its contents do not match their digest: it was cut short or changed")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise _damaged(file, str(error)) from error
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(f"the checkpoint file {file} is damaged: {why}", _other(file.parent))
+
+
+def _other(path: Path) -> str | None:
+    others = [name for name in names(path.parent) if name != path.name]
+    return f"whole ones may be: {', '.join(others)} (--checkpoint NAME)" if others else None
+
+
+def _flush(path: Path) -> None:
+    """Have the operating system write a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_old(folder: Path, keep: int) -> None:
+    spared = {pointed(folder, "best"), pointed(folder, "last"), *names(folder)[-keep:]}
+    for name in names(folder):
+        if name not in spared:
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameter_names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors: "group.trunk.conv1.weight/momentum_buffer"."""
+    return {
+        f"{parameter_names[parameter]}/{key}": torch.as_tensor(value)
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], parameter_names: Mapping[Tensor, str]
+) -> None:
+    """Put `optimizer_tensors` back, by parameter name. Hyper-parameters are the recipe's and stay as they are."""
+    by_name = {name: parameter for parameter, name in parameter_names.items()}
+    packed: dict[int, dict[str, Tensor]] = {}
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    index: dict[Tensor, int] = {parameter: i for i, parameter in enumerate(order)}
+    for key, tensor in tensors.items():
+        name, _, entry = key.rpartition("/")
+        packed.setdefault(index[by_name[name]], {})[entry] = tensor
+    # load_state_dict casts to each parameter's device and dtype, and leaves Adam's step counters as they need to be.
+    optimizer.load_state_dict({"state": packed, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,92 @@
+"""One process or many: joining the others, agreeing with them, and what happens when one of them dies.
+
+`accelerate launch` and `torchrun` start one process for each device and say so in the environment; Accelerate reads it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+
+from distilkit.errors import UserError
+
+
+def join(device: str) -> PartialState:
+    """Join the other processes of this training, if it was launched as several. `device`: auto, cpu or cuda.
+
+    Raises `UserError` if there is no CUDA device although one was asked for.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here", "leave --device out to use what there is")
+    if not torch.distributed.is_initialized():
+        # A second training in the same Python process may want another device, which the state kept by Accelerate for
+        # the whole process would refuse.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return PartialState(cpu=_on_cpu(device))
+
+
+def make_accelerator(precision: str, device: str, folder: Path | None) -> Accelerator:
+    """Accelerate for this process; `precision`: fp32, bf16 or fp16; `folder`: where trackers write, None for none."""
+    join(device)
+    # The precision may be another than a previous training's, too.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=_on_cpu(device),
+        log_with="tensorboard" if folder else None,
+        project_dir=folder,
+    )
+
+
+def _on_cpu(device: str) -> bool:
+    # Launched as several processes without CUDA, Accelerate would leave each on its own unless told to use the CPU.
+    return device == "cpu" or (int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available())
+
+
+def from_main(value: Any) -> Any:
+    """What the main process says, in every process."""
+    return broadcast_object_list([value])[0]
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and talks, as far as the launcher's environment tells."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def lost_ones_named(run: Path) -> Iterator[None]:
+    """Turn the failure of a collective operation, because another process is gone, into words that help."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+        if not gone or not torch.distributed.is_initialized():
+            raise
+        raise UserError(
+            f"another process of this training has ended or cannot be reached any more: {str(error).splitlines()[0]}",
+            f"look at the message of the process that ended first; continue with: distilkit train --resume {run}",
+        ) from error
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside the block, only algorithms that give the same bits every time, on CUDA as well."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    # cuBLAS reads this when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

@@ -1,0 +1,38 @@
+"""The run's clock as pure functions of epoch and step: nothing to save, nothing to restore."""
+
+import math
+
+from distilkit.recipe import CosineSection, OptimizerSection, ScheduleSection, StepSection, resolve_epochs
+
+
+def ramp(epoch: int, rampup_epochs: int) -> float:
+    """Weight of the distillation terms after `epoch` whole epochs: exp(-5 (1 - min(e, R) / R)^2), 1 where R = 0.
+
+    Constant within an epoch. Not in the papers' equations; the authors' code of ONE and OKDDip has it with R = 80 of
+    300 epochs (after Laine & Aila 2017, who ramp so over 80 epochs).
+    """
+    if rampup_epochs == 0:
+        return 1.0
+    return math.exp(-5.0 * (1.0 - min(epoch, rampup_epochs) / rampup_epochs) ** 2)
+
+
+def learning_rate(
+    optimizer: OptimizerSection, schedule: ScheduleSection, *, step: int, steps_per_epoch: int, epochs: int
+) -> float:
+    """The learning rate of global step `step` (counted from 0).
+
+    `step`: lr times gamma for every milestone that has passed, in completed epochs. `cosine`: half a cosine from lr
+    to `final_lr`, step by step, over what the warm-up leaves. A warm-up rises linearly, step by step, and its first
+    step already has a rate above zero.
+    """
+    warmup_steps = resolve_epochs(schedule.warmup_epochs, epochs) * steps_per_epoch
+    if step < warmup_steps:
+        return optimizer.lr * (step + 1) / warmup_steps
+    if isinstance(schedule, StepSection):
+        epoch = step // steps_per_epoch
+        passed = sum(epoch >= resolve_epochs(milestone, epochs) for milestone in schedule.milestones)
+        return float(optimizer.lr * schedule.gamma**passed)
+    if isinstance(schedule, CosineSection):
+        progress = (step - warmup_steps) / max(1, epochs * steps_per_epoch - warmup_steps)
+        return schedule.final_lr + (optimizer.lr - schedule.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return optimizer.lr

@@ -1,0 +1,403 @@
+"""The training loop, over Accelerate.
+
+One step: take the global batch's part that is this process's, augment it on the device, losses, backward, update.
+Nothing is drawn from a running random stream, and no state lives outside `Progress`, the learner, its moving average
+and the optimizer, so a run that was cut off continues from its checkpoint as if nothing had happened.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from distilkit.data.datasets import ImageData
+from distilkit.data.resident import TrainingImages, epoch_order
+from distilkit.errors import SettingError, UserError
+from distilkit.learner import Learner
+from distilkit.observer import Observer
+from distilkit.randomness import derive_seed, seeded
+from distilkit.recipe import OptimizerSection, Recipe, SgdSection, resolve_epochs
+from distilkit.training import checkpoint as checkpoints
+from distilkit.training import log, schedule
+from distilkit.training.evaluate import evaluate_members
+from distilkit.training.interrupt import Interrupted, StopRequest, stop_requests
+from distilkit.training.processes import deterministic, lost_ones_named
+
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all of its state that is neither weights nor optimizer state.
+
+    `step`: global steps done. `sums`: over the unfinished epoch, losses by term and wrong answers by member, each
+    summed over images, and `images` seen. `best`: the epoch with the leader's lowest validation error so far.
+    """
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+
+
+class _Pending(NamedTuple):
+    """A step whose values have not been looked at: looking waits for the device.
+
+    `values`: losses times images, then wrong answers of every member; this process's share.
+    """
+
+    step: int
+    images: int
+    names: tuple[str, ...]
+    values: Tensor
+
+
+def make_optimizer(section: OptimizerSection, learner: Learner) -> torch.optim.Optimizer:
+    """SGD or AdamW over every parameter of group and method; every parameter decays, as in the authors' code."""
+    if isinstance(section, SgdSection):
+        return torch.optim.SGD(
+            learner.parameters(),
+            lr=section.lr,
+            momentum=section.momentum,
+            nesterov=section.nesterov,
+            weight_decay=section.weight_decay,
+        )
+    return torch.optim.AdamW(
+        learner.parameters(),
+        lr=section.lr,
+        betas=(section.betas[0], section.betas[1]),
+        eps=section.eps,
+        weight_decay=section.weight_decay,
+    )
+
+
+def batch_bounds(count: int, batch_size: int, processes: int) -> list[tuple[int, int]]:
+    """Where each global batch of an epoch starts and ends. The last, smaller one is kept.
+
+    Batch norm needs two images on every process, so a last batch too small for that joins the one before it.
+    """
+    starts = list(range(0, count, batch_size))
+    if len(starts) > 1 and count - starts[-1] < 2 * processes:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def check_settings(recipe: Recipe, images: int, device: torch.device, processes: int) -> None:
+    """Raise `SettingError` for what this device, or this number of processes, cannot train."""
+    settings = recipe.train
+    if settings.sync_batch_norm and device.type != "cuda":
+        raise SettingError(
+            "train.sync_batch_norm", "batch norm is synchronised on CUDA devices only", "leave sync_batch_norm out"
+        )
+    needed = 2 if recipe.model.norm == "batch" else 1
+    bounds = batch_bounds(images, settings.batch_size, processes)
+    if min(settings.batch_size, images) // (processes * settings.accumulation) < needed:
+        raise SettingError(
+            "train.batch_size",
+            f"{settings.batch_size} images are too few for {processes} processes and {settings.accumulation} parts "
+            f"each: every part needs {needed}",
+            "raise train.batch_size, or lower train.accumulation or the number of processes",
+        )
+    if min(last - first for first, last in bounds) < needed * processes:
+        raise SettingError("data.dataset", f"{images} training images are too few for {processes} processes")
+
+
+class Trainer:
+    """Trains a learner as a recipe says and leaves metrics and checkpoints in a run's folder.
+
+    `learner`'s weights are trained in place. Every process of a distributed training has its own trainer; the main one
+    alone writes. Raises `Interrupted` after saving when a signal asked for it, and `UserError` when a loss is not
+    finite, the folder cannot be written or another process is gone.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        learner: Learner,
+        data: ImageData,
+        accelerator: Accelerator,
+        folder: Path,
+        observer: Observer,
+    ) -> None:
+        self.recipe, self.data, self.accelerator, self.observer = recipe, data, accelerator, observer
+        self.folder, self.checkpoints = folder, folder / CHECKPOINTS
+        device, seed, settings = accelerator.device, recipe.train.seed, recipe.train
+        if settings.sync_batch_norm:
+            learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)  # type: ignore[no-untyped-call]
+        # Channels last is how the convolutions of CPUs and tensor cores read memory: 1.2 to 1.5 x on two Zen 5 cores.
+        self.learner = learner.to(device).to(memory_format=torch.channels_last)
+        self.average = _moving_average(self.learner, settings.ema) if settings.ema else None
+        self.images = TrainingImages(data.splits["train"], augment=recipe.data.augment, seed=seed, device=device)
+        self.bounds = batch_bounds(len(self.images), settings.batch_size, accelerator.num_processes)
+        self.plain_optimizer = make_optimizer(recipe.optimizer, self.learner)
+        self.wrapped, self.optimizer = accelerator.prepare(self.learner, self.plain_optimizer)
+        named = self.learner.named_parameters()
+        self.parameter_names: dict[Tensor, str] = {parameter: name for name, parameter in named}
+        self.rampup_epochs = resolve_epochs(getattr(recipe.method, "rampup_epochs", 0), settings.epochs)
+        self.progress = Progress()
+        self.pending: list[_Pending] = []
+        self.look_every = 1 if device.type == "cpu" else 50
+        self.saved_at, self.saved_name = time.monotonic(), ""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in one epoch."""
+        return len(self.bounds)
+
+    @property
+    def deployed(self) -> Learner:
+        """What is evaluated and deployed: the moving average of the weights where there is one."""
+        return self.average.module if self.average else self.learner  # type: ignore[return-value]
+
+    def fit(self) -> None:
+        """Train from where `progress` stands to the last epoch."""
+        first_epoch = self.progress.step // self.steps_per_epoch
+        settings = self.recipe.train
+        if self.accelerator.is_main_process:
+            log.keep_until(self.folder / METRICS, first_epoch)
+        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_epoch + 1}})
+        with (
+            stop_requests() as stop,
+            seeded(settings.seed, "training"),
+            deterministic(settings.deterministic),
+            lost_ones_named(self.folder),
+        ):
+            for epoch in range(first_epoch, settings.epochs):
+                self._epoch(epoch, stop)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def _epoch(self, epoch: int, stop: StopRequest) -> None:
+        recipe, per_epoch = self.recipe.train, self.steps_per_epoch
+        order = epoch_order(recipe.seed, epoch, len(self.images))
+        ramp = schedule.ramp(epoch, self.rampup_epochs)
+        start, images_before = time.perf_counter(), self.progress.sums.get("images", 0.0)
+        self.wrapped.train()
+        for step in range(self.progress.step, (epoch + 1) * per_epoch):
+            first, last = self.bounds[step % per_epoch]
+            self._step(step, order[first:last], ramp)
+            self.progress.step = step + 1
+            # After an epoch's last step its line has to be written first, or a resumed run would never write it.
+            unfinished = self.progress.step < (epoch + 1) * per_epoch
+            if len(self.pending) >= self.look_every:
+                self._look(epoch, step % per_epoch + 1)
+                if unfinished:
+                    self._save_or_stop(stop)
+            elif unfinished and recipe.checkpoint_steps and self.progress.step % recipe.checkpoint_steps == 0:
+                self._look(epoch, step % per_epoch + 1)
+                self.save()
+        self._look(epoch, per_epoch)
+        seconds = time.perf_counter() - start
+        line = {
+            "epoch": epoch + 1,
+            "step": self.progress.step,
+            "lr": self.plain_optimizer.param_groups[0]["lr"],
+            "ramp": ramp,
+            "images_per_second": (self.progress.sums["images"] - images_before) / seconds,
+            "seconds": seconds,
+            **self._epoch_means(),
+        }
+        self._share_buffers()
+        for split in ("validation", "test"):
+            if split in self.data.splits:
+                line[split] = evaluate_members(self.deployed, self.data.splits[split], self.accelerator)
+        self.progress.sums = {}
+        self._finish_epoch(epoch + 1, line)
+        if self._agree(stop)[0] and epoch + 1 < recipe.epochs:
+            raise Interrupted(stop.signum, self.save())
+
+    def _step(self, step: int, indices: Tensor, ramp: float) -> None:
+        recipe, accelerator = self.recipe, self.accelerator
+        rank, world, count = accelerator.process_index, accelerator.num_processes, len(indices)
+        first, last = rank * count // world, (rank + 1) * count // world
+        # A last, smaller batch is not cut finer than batch norm can bear.
+        parts = max(1, min(recipe.train.accumulation, (last - first) // 2))
+        torch.manual_seed(derive_seed(recipe.train.seed, f"step-{rank}", step))  # For dropout inside the model.
+        rate = schedule.learning_rate(
+            recipe.optimizer,
+            recipe.schedule,
+            step=step,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=recipe.train.epochs,
+        )
+        for group in self.plain_optimizer.param_groups:
+            group["lr"] = rate
+        values: list[Tensor] = []
+        names: tuple[str, ...] = ()
+        for part in range(parts):
+            bounds = [first + (last - first) * edge // parts for edge in (part, part + 1)]
+            images, labels = self.images.batch(indices, step, slice(*bounds))
+            # Processes exchange their gradients once a step, with the last part's.
+            waiting = accelerator.no_sync(self.wrapped) if part + 1 < parts else contextlib.nullcontext()
+            with waiting:
+                output = self.wrapped(images, labels, ramp)
+                # Processes average their gradients; parts must weigh by their images to give the global batch's mean.
+                accelerator.backward(output.loss * (len(labels) * world / count))
+            wrong_S = (output.logits_SBC.detach().argmax(-1) != labels).sum(-1)
+            losses = torch.stack([output.loss.detach(), *(term.detach() for term in output.terms.values())])
+            values.append(torch.cat([losses * len(labels), wrong_S.to(losses.dtype)]))
+            names = ("total", *output.terms)
+        if recipe.train.clip_norm:
+            accelerator.clip_grad_norm_(self.learner.parameters(), recipe.train.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update_parameters(self.learner)
+        self.pending.append(_Pending(step, count, names, torch.stack(values).sum(0)))
+
+    def _look(self, epoch: int, step_in_epoch: int) -> None:
+        """Read the values of the pending steps, check that losses are finite, and add them up."""
+        if not self.pending:
+            return
+        names = self.pending[0].names
+        values = self.accelerator.reduce(torch.stack([step.values for step in self.pending]), "sum").double().tolist()
+        sums = self.progress.sums
+        keys = [*(f"loss/{name}" for name in names), *(f"wrong/{name}" for name in self.learner.group.members)]
+        for pending, row in zip(self.pending, values, strict=True):
+            if not all(math.isfinite(value) for value in row):
+                raise self._not_finite(pending.step, epoch, dict(zip(names, row, strict=False)))
+            for key, value in zip(keys, row, strict=True):
+                sums[key] = sums.get(key, 0.0) + value
+            sums["images"] = sums.get("images", 0.0) + pending.images
+        self.pending.clear()
+        means = {name: sums[f"loss/{name}"] / sums["images"] for name in names}
+        self.observer.steps_finished(epoch + 1, step_in_epoch, means)
+
+    def _not_finite(self, step: int, epoch: int, losses: Mapping[str, float]) -> UserError:
+        bad = [name for name, value in losses.items() if name != "total" and not math.isfinite(value)]
+        last = checkpoints.pointed(self.checkpoints, "last")
+        saved = f"the last good checkpoint is {self.checkpoints / last}" if last else "no checkpoint was written yet"
+        return UserError(
+            f"the loss is not finite at step {step + 1} (epoch {epoch + 1}): {', '.join(bad) or 'total'}; {saved}",
+            "lower optimizer.lr, add schedule.warmup_epochs or train.clip_norm, or train in fp32",
+        )
+
+    def _epoch_means(self) -> dict[str, Any]:
+        sums, images = self.progress.sums, self.progress.sums["images"]
+        return {
+            "loss": {key.removeprefix("loss/"): sums[key] / images for key in sums if key.startswith("loss/")},
+            # Of the augmented images, while the weights were changing: cheap, and what the papers' figures show.
+            "train": {
+                "errors": {
+                    key.removeprefix("wrong/"): {"top1": 100 * sums[key] / images}
+                    for key in sums
+                    if key.startswith("wrong/")
+                }
+            },
+        }
+
+    def _finish_epoch(self, epoch: int, line: dict[str, Any]) -> None:
+        best = False
+        if "validation" in line:
+            error = line["validation"]["errors"][self.learner.leader]["top1"]
+            best = error < self.progress.best.get("top1", float("inf"))
+            if best:
+                self.progress.best = {"epoch": epoch, "top1": error}
+        if self.accelerator.is_main_process:
+            # The line before the checkpoint: were it the other way round, a kill between the two would lose the line.
+            log.append(self.folder / METRICS, line)
+            self.accelerator.log(_flat(line), step=epoch)
+        if best or epoch % self.recipe.train.checkpoint_epochs == 0 or epoch == self.recipe.train.epochs:
+            name = self.save()
+            if best and self.accelerator.is_main_process:
+                checkpoints.point(self.checkpoints, "best", name)
+        self.observer.epoch_finished(line)
+
+    def _save_or_stop(self, stop: StopRequest) -> None:
+        """In mid-epoch, everything looked at: save if it is time to, stop if a signal asked for it."""
+        stopping, due = self._agree(stop)
+        if stopping or due:
+            name = self.save()
+            if stopping:
+                raise Interrupted(stop.signum, name)
+
+    def _agree(self, stop: StopRequest) -> tuple[bool, bool]:
+        """Whether to stop, and whether a checkpoint is due: all processes must leave and save at the same step."""
+        settings = self.recipe.train
+        due = bool(settings.checkpoint_steps) and self.progress.step % settings.checkpoint_steps == 0
+        if settings.checkpoint_minutes:
+            due = due or time.monotonic() - self.saved_at >= 60 * settings.checkpoint_minutes
+        if self.accelerator.num_processes > 1:
+            asked = torch.tensor([[stop.signum, int(due)]], device=self.accelerator.device)
+            stop.signum, any_due = self.accelerator.gather(asked).amax(0).tolist()
+            due = bool(any_due)
+        return stop.signum != 0, due
+
+    def _share_buffers(self) -> None:
+        """Give every process the main one's batch norm statistics, which each has measured on its own images."""
+        if self.accelerator.num_processes > 1:
+            for module in (self.learner, self.deployed):
+                for buffer in module.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
+
+    def save(self) -> str:
+        """Write a checkpoint of this moment; returns its name. Everything pending must have been looked at."""
+        name = f"step_{self.progress.step}"
+        if name == self.saved_name:
+            return name
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "step": self.progress.step,
+                "steps_per_epoch": self.steps_per_epoch,
+                "sums": self.progress.sums,
+                "best": self.progress.best,
+                "scaler": scaler.state_dict() if scaler else None,
+            }
+            tensors = {
+                "group": self.deployed.group.state_dict(),
+                "method": self.deployed.method.state_dict(),
+                "optimizer": checkpoints.optimizer_tensors(self.plain_optimizer, self.parameter_names),
+            }
+            if self.average:
+                tensors["raw"] = self.learner.state_dict()
+                state["averaged_steps"] = int(self.average.n_averaged)
+            checkpoints.save(self.checkpoints, name, checkpoints.Checkpoint(tensors, state))
+        self.accelerator.wait_for_everyone()
+        self.saved_at, self.saved_name = time.monotonic(), name
+        return name
+
+    def restore(self, saved: checkpoints.Checkpoint) -> None:
+        """Continue from a checkpoint of the same recipe and data. Raises `UserError` if its steps do not fit them."""
+        if saved.state["steps_per_epoch"] != self.steps_per_epoch:
+            raise UserError(
+                f"the checkpoint has {saved.state['steps_per_epoch']} steps an epoch, this data and recipe give "
+                f"{self.steps_per_epoch}",
+                "resume with the data and the batch size that the run began with",
+            )
+        self.deployed.group.load_state_dict(saved.tensors["group"])
+        self.deployed.method.load_state_dict(saved.tensors["method"])
+        if self.average:
+            self.learner.load_state_dict(saved.tensors["raw"])
+            self.average.n_averaged.fill_(saved.state["averaged_steps"])
+        checkpoints.restore_optimizer(self.plain_optimizer, saved.tensors["optimizer"], self.parameter_names)
+        if self.accelerator.scaler and saved.state["scaler"]:
+            self.accelerator.scaler.load_state_dict(saved.state["scaler"])
+        self.saved_name = f"step_{saved.state['step']}"
+        self.progress = Progress(saved.state["step"], dict(saved.state["sums"]), dict(saved.state["best"]))
+
+
+def _moving_average(learner: Learner, decay: float) -> AveragedModel:
+    """theta_ema <- decay theta_ema + (1 - decay) theta after every step; batch norm's statistics likewise."""
+    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(learner, multi_avg_fn=update, use_buffers=True)
+    return average.requires_grad_(False)
+
+
+def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested figures as "test/errors/student_0/top1": 12.3, for trackers."""
+    flat: dict[str, float] = {}
+    for key, value in line.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}/")
+        elif key not in ("epoch", "step"):
+            flat[prefix + key] = value
+    return flat

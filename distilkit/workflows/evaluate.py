@@ -1,0 +1,78 @@
+"""`distilkit evaluate`: the error of a deployed classifier, with its interval."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distilkit.analysis.metrics import evaluate_logits
+from distilkit.data.datasets import Split
+from distilkit.data.resident import evaluation_batches
+from distilkit.errors import UserError
+from distilkit.observer import Observer
+from distilkit.run import open_model
+
+SplitName = Literal["train", "validation", "test"]
+BATCH_SIZE = 250
+
+
+def evaluate(
+    path: Path | None,
+    runs: Path,
+    *,
+    member: str | None,
+    split: SplitName,
+    checkpoint: str | None,
+    data_root: str | None,
+    device: str,
+    observer: Observer,
+) -> dict[str, Any]:
+    """Top-1 and top-5 error (percent), cross-entropy (nats), calibration error and per-class errors (percent).
+
+    `interval95`: Wilson's 95 % interval of the top-1 error. Raises `UserError` for what is not there.
+    """
+    found, model = open_model(path, runs, member=member, checkpoint=checkpoint)
+    if split == "validation" and not model.data.validation:
+        raise UserError(f"{found.path} held no validation images out", "use --split test or --split train")
+    data = model.data.load((split,), data_root)
+    changed = model.data.changed(data)
+    if changed:
+        observer.note(f"these {split} images are not the ones that the training saw")
+    logits = predict(model.classifier, data.splits[split], device, observer)
+    figures = evaluate_logits(logits, data.splits[split].labels)
+    return {
+        "run": str(found.path),
+        "member": model.member,
+        "split": split,
+        "same_data": not changed,
+        "images": figures.images,
+        "top1_error": figures.top1_error,
+        "top5_error": figures.top5_error,
+        "interval95": list(figures.interval95),
+        "cross_entropy": figures.cross_entropy,
+        "calibration_error": figures.calibration_error,
+        "per_class_error": dict(zip(model.data.classes, figures.per_class_error, strict=True)),
+    }
+
+
+@torch.inference_mode()
+def predict(classifier: nn.Module, split: Split, device: str, observer: Observer) -> Tensor:
+    """Logits [N, C] of every image in order, on the CPU, in fp32."""
+    where = torch.device(choose_device(device))
+    classifier = classifier.to(where).eval()
+    outputs, done = [], 0
+    for images, _ in evaluation_batches(split, BATCH_SIZE, where):
+        outputs.append(classifier(images).cpu())
+        done += len(images)
+        observer.progress("images", done, len(split.labels))
+    return torch.cat(outputs)
+
+
+def choose_device(device: str) -> str:
+    """ "auto" is CUDA where there is one, else the CPU. Raises `UserError` for a CUDA that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here", "leave --device out to use what there is")
+    return device

@@ -1,0 +1,164 @@
+"""`distilkit export`: one file to deploy, compared with PyTorch on real images before it is called done."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from distilkit import __version__
+from distilkit.analysis.cost import Cost, measure
+from distilkit.errors import UserError
+from distilkit.export.latency import interleaved_latency
+from distilkit.export.onnx import EnsembleForExport, SingleForExport, export_onnx
+from distilkit.export.parity import check_onnx
+from distilkit.learner import Learner
+from distilkit.observer import Observer
+from distilkit.run import DataRecord, Model, Run, find_run, open_model, writable
+
+Mode = Literal["single", "ensemble"]
+Format = Literal["onnx"]
+
+PARITY_BATCH_SIZES = (1, 7, 32)
+PARITY_IMAGES = 1000
+"""At most so many test images are compared: a wrong graph shows itself on the first."""
+
+LATENCY_BATCH_SIZES = (1, 32)
+
+
+def export(
+    path: Path | None,
+    runs: Path,
+    *,
+    mode: Mode,
+    format: Format,
+    member: str | None,
+    members: bool,
+    checkpoint: str | None,
+    output: Path | None,
+    data_root: str | None,
+    opset: int | None,
+    observer: Observer,
+) -> dict[str, Any]:
+    """Export one classifier ("single") or the method's own ensemble ("ensemble") and prove it on test images.
+
+    The file takes `images` [N, C, H, W], float in [0, 1], and gives `logits` and `probabilities`; with `members`, each
+    member's logits too. `passed` is False when ONNX Runtime disagrees with PyTorch: the file is then kept under a name
+    that says so. Raises `UserError` for what cannot be exported.
+    """
+    if mode == "single" and members:
+        raise UserError("--members adds outputs to an ensemble", "use --mode ensemble --members")
+    if mode == "ensemble" and member:
+        raise UserError(f"--member {member} cannot be chosen in an ensemble of all members", "leave --member out")
+    if mode == "single":
+        found, model = open_model(path, runs, member=member, checkpoint=checkpoint)
+        network: SingleForExport | EnsembleForExport = SingleForExport(model.classifier)
+        source, data, metadata = found.path, model.data, _metadata(model)
+    else:
+        run = find_run(path, runs)
+        learner = run.learner(checkpoint)
+        name = learner.method.ensemble_name
+        if name is None:
+            raise UserError(f"{run.path} has a single student and no ensemble", "use --mode single")
+        network = EnsembleForExport(_OwnEnsemble(learner), learner.group.members, members=members)
+        source, data, metadata = run.path, run.data, _ensemble_metadata(run, name, checkpoint)
+    images = data.load(("test",), data_root).splits["test"].images[:PARITY_IMAGES]
+    size = (data.channels, data.size, data.size)
+    target = output or source / "exports" / f"{mode if member is None else member}.{format}"
+    unchecked = target.with_name(f"{target.stem}.unchecked{target.suffix}")
+    with writable(target.parent):
+        observer.note(f"exporting {source} ({mode}) to {format}")
+        export_onnx(network, unchecked, size=size, output_names=network.output_names, metadata=metadata, opset=opset)
+        observer.note(f"comparing with PyTorch on {len(images)} test images at batch sizes {PARITY_BATCH_SIZES}")
+        parity = check_onnx(unchecked, network.eval(), images, network.output_names, PARITY_BATCH_SIZES)
+        if not parity.passed:
+            target = target.with_name(f"{target.stem}.failed-parity{target.suffix}")
+        unchecked.replace(target)
+    summary: dict[str, Any] = {
+        "run": str(source),
+        "file": str(target),
+        "mode": mode,
+        "format": format,
+        "member": metadata["member"],
+        "outputs": list(network.output_names),
+        "bytes": target.stat().st_size,
+        "images_compared": parity.images,
+        "batch_sizes": list(parity.batch_sizes),
+        "max_abs_difference": parity.max_abs_difference,
+        "tolerance": parity.tolerance,
+        "top1_agreement": parity.top1_agreement,
+        "passed": parity.passed,
+        "reason": parity.reason,
+    }
+    if mode == "ensemble" and parity.passed:
+        observer.note("timing the ensemble beside the leader alone")
+        summary["deployed"] = _beside_the_leader(run.model(checkpoint=checkpoint), network, target, size, images[:1])
+    return summary
+
+
+class _OwnEnsemble(nn.Module):
+    """Images -> the method's own ensemble's logits [N, C] and the members' [S, N, C]; the trunk is computed once."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        members_SNC, ensemble_NC = self.learner.predict(images)
+        assert ensemble_NC is not None  # The caller has looked.
+        return ensemble_NC, members_SNC
+
+
+def _beside_the_leader(
+    leader: Model, ensemble: nn.Module, file: Path, size: tuple[int, int, int], image: Tensor
+) -> dict[str, Any]:
+    """TeCost (FLOPs of one image), parameters and ONNX Runtime's latency of the leader and the ensemble, in one run."""
+    single = SingleForExport(leader.classifier)
+    with tempfile.TemporaryDirectory() as folder:
+        single_file = Path(folder) / "single.onnx"
+        export_onnx(single, single_file, size=size, output_names=single.output_names, metadata={})
+        latency = interleaved_latency({"single": single_file, "ensemble": file}, LATENCY_BATCH_SIZES)
+    costs = {"single": measure(single, image), "ensemble": measure(ensemble, image)}
+    return {name: _deployed(costs[name], dict(latency[name])) for name in costs}
+
+
+def _deployed(cost: Cost, latency: dict[int, Any]) -> dict[str, Any]:
+    return {
+        "parameters": cost.parameters,
+        "flops": cost.flops,
+        "latency_ms": {f"batch_{batch}": dict(times) for batch, times in latency.items()},
+    }
+
+
+def _metadata(model: Model) -> dict[str, str]:
+    return {
+        **_data_metadata(model.data),
+        "architecture": model.architecture,
+        "method": model.method,
+        "member": model.member,
+        "top1_error_percent": "" if model.error is None else f"{model.error:.4f}",
+        "recipe_digest": model.recipe_digest,
+    }
+
+
+def _ensemble_metadata(run: Run, name: str, checkpoint: str | None) -> dict[str, str]:
+    errors = run.record.get("final", {}).get("errors", {})
+    known = checkpoint is None and name in errors
+    return {
+        **_data_metadata(run.data),
+        "architecture": run.recipe.model.architecture,
+        "method": run.recipe.method.name,
+        "member": f"ensemble ({name}) of {', '.join(run.record['members'])}",
+        "top1_error_percent": f"{errors[name]['top1']:.4f}" if known else "",
+        "recipe_digest": run.recipe.digest(),
+    }
+
+
+def _data_metadata(data: DataRecord) -> dict[str, str]:
+    return {
+        "distilkit_version": __version__,
+        "dataset": data.dataset,
+        "classes": json.dumps(list(data.classes)),
+        "input": f"float32 [N, {data.channels}, {data.size}, {data.size}], pixels in [0, 1], not normalised",
+    }

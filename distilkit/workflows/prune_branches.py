@@ -1,0 +1,88 @@
+"""`distilkit prune-branches`: the leader alone, in the stock architecture, with the proof that nothing changed."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from distilkit import __version__
+from distilkit.analysis.cost import measure
+from distilkit.analysis.learner_cost import TrainingNetwork
+from distilkit.data.resident import evaluation_batches
+from distilkit.group import Classifier, Group
+from distilkit.observer import Observer
+from distilkit.run import CONFIG, FORMAT, MODEL, DataRecord, find_run, stock_classifier, writable, write_json
+
+BATCH_SIZE = 250
+
+
+def prune_branches(
+    path: Path | None,
+    runs: Path,
+    *,
+    member: str | None,
+    checkpoint: str | None,
+    output: Path | None,
+    observer: Observer,
+) -> dict[str, Any]:
+    """Write `model.safetensors` and `config.json` of one member, the leader unless `member` names another.
+
+    `max_abs_difference`: between the pruned classifier's logits and the member's in its group, over all test images,
+    fp32 on the CPU; anything but 0 means that the cut was wrong, and nothing is written then (`RuntimeError`).
+    """
+    run = find_run(path, runs)
+    learner = run.learner(checkpoint)
+    name = member or learner.leader
+    state = learner.group.member_state_dict(name)
+    pruned = stock_classifier(run.recipe.model, run.data, state)
+    difference = _difference(learner.group, name, pruned, run.data, observer)
+    if difference != 0.0:
+        raise RuntimeError(f"the pruned {name} differs from the one in the group by {difference}; nothing was written")
+    images = torch.zeros(1, run.data.channels, run.data.size, run.data.size)
+    before, after = measure(TrainingNetwork(learner), images), measure(pruned, images)
+    contents = save({key: tensor.contiguous() for key, tensor in state.items()})
+    figures = run.record.get("final", {}).get("errors", {}).get(name, {})
+    config = {
+        "format": FORMAT,
+        "distilkit": __version__,
+        "architecture": run.recipe.model.architecture,
+        "norm": run.recipe.model.norm,
+        "num_classes": len(run.data.classes),
+        "method": run.recipe.method.name,
+        "member": name,
+        "run": run.path.name,
+        "checkpoint": run.checkpoint(checkpoint).name,
+        "recipe_digest": run.recipe.digest(),
+        "sha256": hashlib.sha256(contents).hexdigest(),
+        # What the training ended with says nothing of a checkpoint that was asked for by name.
+        "top1_error": figures.get("top1") if checkpoint is None else None,
+        "data": run.data.model_dump(mode="json"),
+    }
+    with writable(output or run.path / "pruned") as folder:
+        partial = folder / f".partial-{MODEL}"
+        partial.write_bytes(contents)
+        partial.replace(folder / MODEL)
+        write_json(folder / CONFIG, config)
+    return {
+        "run": str(run.path),
+        "output": str(folder),
+        "member": name,
+        "parameters": {"before": before.parameters, "after": after.parameters},
+        "flops": {"before": before.flops, "after": after.flops},
+        "max_abs_difference": difference,
+    }
+
+
+@torch.inference_mode()
+def _difference(group: Group, member: str, pruned: Classifier, data: DataRecord, observer: Observer) -> float:
+    split = data.load(("test",)).splits["test"]
+    group.to(memory_format=torch.channels_last)
+    index, largest, done = group.members.index(member), 0.0, 0
+    for images, _ in evaluation_batches(split, BATCH_SIZE, torch.device("cpu")):
+        logits = pruned(images)
+        largest = max(largest, float((group(images).logits_SBC[index] - logits).abs().max()))
+        done += len(images)
+        observer.progress("images compared", done, len(split.labels))
+    return largest

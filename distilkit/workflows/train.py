@@ -1,0 +1,313 @@
+"""`distilkit train`: a recipe, or an unfinished run, in; a finished run out."""
+
+import contextlib
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from distilkit import __version__
+from distilkit.analysis.learner_cost import LearnerCost, learner_cost
+from distilkit.data import datasets
+from distilkit.data.datasets import ImageData
+from distilkit.errors import UserError
+from distilkit.group import Normalize
+from distilkit.learner import Learner
+from distilkit.observer import Observer, TrainingPlan
+from distilkit.recipe import Recipe
+from distilkit.report.card import write_card
+from distilkit.run import Run, data_record, written_by_us_alone
+from distilkit.training import checkpoint as checkpoints
+from distilkit.training import precision as precisions
+from distilkit.training.build import build_learner, placed
+from distilkit.training.interrupt import Interrupted
+from distilkit.training.processes import from_main, join, make_accelerator
+from distilkit.training.trainer import Trainer, check_settings
+
+PACKAGES = ("torch", "torchvision", "accelerate", "fvcore", "onnx", "onnxruntime", "safetensors", "numpy")
+
+
+def dry_run(recipe: Recipe) -> dict[str, Any]:
+    """What a training of this recipe would build and cost, from the data set's known shape; trains and writes nothing.
+
+    FLOPs in the papers' convention: 2 for each multiply-add of convolutions and linear layers, one image.
+    """
+    with placed(recipe):
+        spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root), recipe.data.image_size)
+    learner = build_learner(recipe, spec)
+    cost = learner_cost(learner, spec.channels, spec.size)
+    present, where = datasets.presence(recipe.data.dataset, Path(recipe.data.root), download=recipe.data.download)
+    return {
+        "recipe": recipe.name,
+        "architecture": recipe.model.architecture,
+        "method": recipe.method.name,
+        "members": list(learner.group.members),
+        "leader": learner.leader,
+        "ensemble": learner.method.ensemble_name,
+        **_costs(cost),
+        "parts": {name: {"parameters": part.parameters, "flops": part.flops} for name, part in cost.parts.items()},
+        "uncounted": cost.train.uncounted,
+        "data": {"dataset": spec.name, "classes": len(spec.classes), "present": present, "where": where},
+        "epochs": recipe.train.epochs,
+    }
+
+
+def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Observer) -> dict[str, Any]:
+    """Train a recipe from its beginning in a new folder below `runs`; returns the run's final figures.
+
+    Launched as several processes, each calls this, and the main one writes. Raises `UserError` for what the recipe
+    asks and cannot be had, `Interrupted` after saving on a signal.
+    """
+    here = join(device)
+    # The network before the data: a wrong split point must not cost a download first.
+    with placed(recipe):
+        spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root), recipe.data.image_size)
+        precisions.check(recipe.train.precision, here.device)
+    learner = build_learner(recipe, spec)
+    cost = learner_cost(learner, spec.channels, spec.size)
+    with here.main_process_first():
+        data = _load(recipe)
+    _normalise_for(learner, data)
+    recipe, probe = _with_precision(recipe, learner, data, here)
+    with placed(recipe):
+        check_settings(recipe, len(data.splits["train"].labels), here.device, here.num_processes)
+    path = None
+    if here.is_main_process:
+        run = Run.create(
+            recipe,
+            runs,
+            {
+                "distilkit": __version__,
+                "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+                "command": command,
+                "device": _device_name(here.device),
+                "processes": here.num_processes,
+                "precision": {"used": recipe.train.precision, "probe_seconds": probe},
+                "seed": recipe.train.seed,
+                "state": "running",
+                "method": recipe.method.name,
+                "architecture": recipe.model.architecture,
+                "members": list(learner.group.members),
+                "leader": learner.leader,
+                "ensemble": learner.method.ensemble_name,
+                **_costs(cost),
+                "data": data_record(recipe, data).model_dump(mode="json"),
+            },
+        )
+        path = run.path
+    return _fit(Run.open(from_main(path)), learner, data, device, None, observer)
+
+
+def train_seeds(
+    recipe: Recipe, seeds: Sequence[int], runs: Path, *, device: str, command: str, observer: Observer
+) -> dict[str, Any]:
+    """Train a recipe once for each seed, in sibling runs named after them; the runs' figures, with mean and deviation.
+
+    Errors in percent; the deviation is the sample's, over seeds. Raises like `train`.
+    """
+    documents = []
+    for seed in seeds:
+        settings = recipe.train.model_copy(update={"seed": seed})
+        sibling = recipe.model_copy(update={"name": f"{recipe.name}-seed{seed}", "train": settings})
+        observer.note(f"seed {seed}")
+        documents.append(train(sibling, runs, device=device, command=command, observer=observer))
+    names = documents[0]["errors"]
+    top1 = {name: [document["errors"][name]["top1"] for document in documents] for name in names}
+    return {
+        "seeds": list(seeds),
+        "runs": documents,
+        "errors": {
+            name: {
+                "mean_top1": statistics.fmean(values),
+                "std_top1": statistics.stdev(values) if len(values) > 1 else None,
+            }
+            for name, values in top1.items()
+        },
+    }
+
+
+def resume(
+    path: Path, *, device: str, observer: Observer, recipe: Recipe | None = None, accept_changes: bool = False
+) -> dict[str, Any]:
+    """Continue an unfinished run from its newest whole checkpoint, or from its beginning if it never wrote one.
+
+    A finished run is left as it is: the observer is told so, and its figures are returned. `recipe`: what the caller
+    believes the run's recipe to be; where it differs from the run's own, `UserError` lists the differences unless they
+    are accepted.
+    """
+    here = join(device)
+    run = Run.open(path)
+    if run.record.get("state") == "done":
+        observer.note(f"{path} is finished already; there is nothing to resume")
+        return result(run)
+    if recipe is not None and (changes := run.recipe.differences(recipe)):
+        if not accept_changes:
+            raise UserError(
+                f"{path} was begun with another recipe: {'; '.join(changes)}",
+                "leave RECIPE and --set out to continue with the run's own, or add --accept-changes",
+            )
+        observer.note(f"continuing with a changed recipe: {'; '.join(changes)}")
+        if recipe.train.precision == "auto":
+            settings = recipe.train.model_copy(update={"precision": run.recipe.train.precision})
+            recipe = recipe.model_copy(update={"train": settings})
+        run.recipe = recipe
+        if here.is_main_process:
+            run.change_recipe(recipe, changes)
+    with placed(run.recipe):
+        precisions.check(run.recipe.train.precision, here.device)
+    learner = build_learner(run.recipe, run.data.spec())
+    with here.main_process_first():
+        data = _load(run.recipe)
+    changed = run.data.changed(data)
+    if changed:
+        raise UserError(
+            f"the images of {' and '.join(changed)} are not the ones that {path} began with",
+            "put the data back as it was, or train anew",
+        )
+    return _fit(run, learner, data, device, run.newest_whole_checkpoint(observer), observer)
+
+
+def result(run: Run) -> dict[str, Any]:
+    """The figures that a run ended with, as `train --json` prints them."""
+    final = run.record["final"]
+    return {"run": str(run.path), "state": run.record["state"], **final}
+
+
+def _fit(
+    run: Run,
+    learner: Learner,
+    data: ImageData,
+    device: str,
+    saved: checkpoints.Checkpoint | None,
+    observer: Observer,
+) -> dict[str, Any]:
+    recipe = run.recipe
+    accelerator = make_accelerator(recipe.train.precision, device, run.path)
+    main = accelerator.is_main_process
+    if not main:
+        observer = Observer()
+    with placed(recipe):
+        check_settings(recipe, len(data.splits["train"].labels), accelerator.device, accelerator.num_processes)
+    trainer = Trainer(recipe, learner, data, accelerator, run.path, observer)
+    with written_by_us_alone(run) if main else contextlib.nullcontext():
+        if saved:
+            trainer.restore(saved)
+        observer.training_started(_plan(run, trainer))
+        if main:
+            run.update(state="running")
+        try:
+            trainer.fit()
+        except BaseException as error:
+            if main:
+                # A folder that cannot be written must not hide what went wrong.
+                with contextlib.suppress(UserError):
+                    run.update(state="interrupted" if isinstance(error, Interrupted) else "failed")
+            raise
+        finally:
+            observer.training_finished()
+        if main:
+            run.update(state="done", final=_final(run, learner))
+            write_card(run)
+    accelerator.wait_for_everyone()
+    return result(Run.open(run.path))
+
+
+def _plan(run: Run, trainer: Trainer) -> TrainingPlan:
+    accelerator, learner = trainer.accelerator, trainer.learner
+    processes = f" in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    return TrainingPlan(
+        run=str(run.path),
+        method=run.recipe.method.name,
+        architecture=run.recipe.model.architecture,
+        members=learner.group.members,
+        leader=learner.leader,
+        ensemble=learner.method.ensemble_name,
+        epochs=run.recipe.train.epochs,
+        steps_per_epoch=trainer.steps_per_epoch,
+        start_step=trainer.progress.step,
+        images=len(trainer.images),
+        device=_device_name(accelerator.device) + processes,
+        precision=run.recipe.train.precision,
+    )
+
+
+def _final(run: Run, learner: Learner) -> dict[str, Any]:
+    """The figures of the epoch that is deployed, by a rule that never looks at the test set."""
+    lines = run.metrics()
+    if "validation" in lines[-1]:
+        # The same epoch that the trainer pointed `best` at: the first of the lowest.
+        chosen = min(lines, key=lambda line: _error(line, "validation", learner.leader))
+        rule = "the epoch with the leader's lowest error on the validation split"
+    else:
+        chosen, rule = lines[-1], "the last epoch"
+    seconds = sum(line["seconds"] for line in lines)
+    best = min(lines, key=lambda line: _error(line, "test", learner.leader))
+    return {
+        "epochs": lines[-1]["epoch"],
+        "images_per_second": sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds,
+        "selected": {"epoch": chosen["epoch"], "rule": rule},
+        "errors": chosen["test"]["errors"],
+        "best_on_test": {
+            "epoch": best["epoch"],
+            "errors": best["test"]["errors"],
+            "note": "selected on the test set by the leader, as the papers' code selects; not an honest estimate",
+        },
+    }
+
+
+def _error(line: Mapping[str, Any], split: str, member: str) -> float:
+    return float(line[split]["errors"][member]["top1"])
+
+
+def _load(recipe: Recipe) -> ImageData:
+    splits = ("train", "validation", "test") if recipe.data.validation else ("train", "test")
+    with placed(recipe):
+        return datasets.load(
+            recipe.data.dataset,
+            Path(recipe.data.root),
+            download=recipe.data.download,
+            image_size=recipe.data.image_size,
+            validation=recipe.data.validation,
+            seed=recipe.train.seed,
+            splits=splits,
+        )
+
+
+def _normalise_for(learner: Learner, data: ImageData) -> None:
+    """Give the group the constants of the data, which an image folder only tells once it has been read."""
+    if data.spec.mean is None or data.spec.std is None:
+        raise ValueError("loading the training images tells their mean and deviation")
+    learner.group.normalize = Normalize(data.spec.mean, data.spec.std)
+
+
+def _with_precision(
+    recipe: Recipe, learner: Learner, data: ImageData, here: PartialState
+) -> tuple[Recipe, dict[str, float] | None]:
+    """The recipe with `precision = "auto"` decided by the main process, and the probe's medians in seconds a step."""
+    if recipe.train.precision != "auto":
+        return recipe, None
+    found = None
+    if here.is_main_process:
+        train, count = data.splits["train"], max(2, recipe.train.batch_size // here.num_processes)
+        learner.to(here.device).to(memory_format=torch.channels_last)
+        images, labels = train.images[:count].to(here.device), train.labels[:count].to(here.device)
+        found = precisions.choose(learner, images, labels)
+    chosen, seconds = from_main(found)
+    settings = recipe.train.model_copy(update={"precision": chosen})
+    return recipe.model_copy(update={"train": settings}), seconds
+
+
+def _costs(cost: LearnerCost) -> dict[str, Any]:
+    return {
+        "parameters": {"train": cost.train.parameters, "deploy": cost.deploy.parameters},
+        "flops": {"train": cost.train.flops, "deploy": cost.deploy.flops},
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"

@@ -1,0 +1,121 @@
+"""What several test files share: small runs on the embedded data set, and the command line in this process."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distilkit import cli
+from distilkit.observer import Observer
+from distilkit.recipe import Recipe, load
+from distilkit.workflows.train import train
+
+TINY = """
+name = "tiny"
+[data]
+dataset = "digits"
+[model]
+architecture = "resnet8"
+[method]
+name = "one"
+[train]
+epochs = 2
+batch_size = 256
+precision = "fp32"
+[optimizer]
+lr = 0.05
+"""
+
+
+class Result(NamedTuple):
+    """Exit status and what was printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.out)
+        return document
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_per_test_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Parallel test processes share the cores; more threads than cores slow all of them down tenfold."""
+    before = torch.get_num_threads()
+    if hasattr(request.config, "workerinput"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def distilkit(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run the command line in this process: distilkit("evaluate", run, "--json")."""
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        return Result(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Recipe]:
+    """A recipe that trains in a second: tiny("method.gate=false")."""
+
+    def recipe(*overrides: str) -> Recipe:
+        file = tmp_path / "tiny.toml"
+        file.write_text(TINY, encoding="utf-8")
+        return load(file, overrides)
+
+    return recipe
+
+
+def train_tiny(folder: Path, *overrides: str) -> Path:
+    """Train the tiny recipe below `folder`; returns the run's path."""
+    file = folder / "tiny.toml"
+    file.write_text(TINY, encoding="utf-8")
+    document = train(
+        load(file, overrides), folder / "runs", device="cpu", command="distilkit train tiny.toml", observer=Observer()
+    )
+    return Path(document["run"])
+
+
+@pytest.fixture(scope="session")
+def one_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of ONE with three branches; to be read, not changed."""
+    return train_tiny(tmp_path_factory.mktemp("one"), "train.epochs=6")
+
+
+@pytest.fixture(scope="session")
+def baseline_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the baseline with a validation split; to be read, not changed."""
+    return train_tiny(
+        tmp_path_factory.mktemp("baseline"), "method.name=baseline", "train.epochs=3", "data.validation=0.2"
+    )
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images as users have them: train/ and test/, one folder per class; two colours with noise."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 10)):
+        for name, colour in (("blue", (40, 40, 200)), ("red", (200, 40, 40))):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(np.array(colour) + generator.normal(0, 25, (36, 36, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:03d}.png")
+    return root
