@@ -35,9 +35,9 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str | None = None) -> None:
     """A table on stdout; the first column is text, the others are figures. `note`: what the figures mean."""
-    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index == 0)
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     # Title and note outside the table: inside it they would be folded to its width.
@@ -75,13 +75,22 @@ def report_user_error(error: UserError, as_json: bool) -> None:
         tell(f"hint: {error.hint}", "yellow")
 
 
-def report_usage_error(message: str, usage: str, as_json: bool) -> None:
+def report_usage_error(message: str, usage: str, hint: str, as_json: bool) -> None:
     """A command line that cannot be understood."""
     if as_json:
-        _print_failure("usage", message, None, [])
+        _print_failure("usage", message, hint, [])
     if usage:
         tell(usage)
     tell(f"error: {message}", "red")
+    tell(f"hint: {hint}", "yellow")
+
+
+def report_interruption(message: str, hint: str, as_json: bool) -> None:
+    """The command was interrupted; `message` says what was saved."""
+    if as_json:
+        _print_failure("interrupted", message, hint, [])
+    tell(message)
+    tell(f"hint: {hint}", "yellow")
 
 
 def report_fault_of_ours(error: BaseException, as_json: bool) -> None:

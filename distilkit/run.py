@@ -6,6 +6,7 @@
 Nothing that is loaded from either can execute code: weights are safetensors, all else is JSON and TOML.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,11 @@ RECORD = "run.json"
 RECIPE = "recipe.toml"
 CONFIG = "config.json"
 MODEL = "model.safetensors"
+REQUIRED = ("state", "method", "architecture", "members", "leader", "ensemble", "parameters", "flops", "data", "seed")
+"""What every run.json says from its first moment on."""
+
+RETRAIN = "put the file back as it was, or train anew"
+PRUNE_AGAIN = "prune its run again: distilkit prune-branches RUN"
 
 
 class DataRecord(BaseModel):
@@ -80,15 +86,19 @@ class DataRecord(BaseModel):
 
         Raises `UserError` when they are not there or are of other classes.
         """
-        data = datasets.load(
-            self.dataset,
-            Path(root or self.root),
-            download=self.download,
-            image_size=self.size if self.dataset == "image-folder" else None,
-            validation=self.validation,
-            seed=self.seed,
-            splits=splits,
-        )
+        try:
+            data = datasets.load(
+                self.dataset,
+                Path(root or self.root),
+                download=self.download,
+                image_size=self.size if self.dataset == "image-folder" else None,
+                validation=self.validation,
+                seed=self.seed,
+                splits=splits,
+            )
+        except UserError as error:
+            where = f"if the images have moved, name their folder with --data; the model was trained on {self.root}/"
+            raise UserError(error.problem, "; ".join(filter(None, [error.hint, where]))) from error
         if data.spec.classes != self.classes:
             raise UserError(
                 f"the images in {root or self.root} have other classes than the model: {_first(data.spec.classes)} "
@@ -126,7 +136,12 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
 
 def data_record(recipe: Recipe, data: datasets.ImageData) -> DataRecord:
     """What is to be remembered of the data that a recipe loaded."""
-    spec = data.spec
+    images = {name: len(split.labels) for name, split in data.splits.items()}
+    return spec_record(recipe, data.spec).model_copy(update={"images": images, "fingerprints": data.fingerprints})
+
+
+def spec_record(recipe: Recipe, spec: datasets.DataSpec) -> DataRecord:
+    """The same before the images are read: which they are, not how many and with which fingerprints."""
     if spec.mean is None or spec.std is None:
         raise ValueError("the data's mean and deviation are known once its training images are loaded")
     return DataRecord(
@@ -140,8 +155,8 @@ def data_record(recipe: Recipe, data: datasets.ImageData) -> DataRecord:
         size=spec.size,
         mean=spec.mean,
         std=spec.std,
-        images={name: len(split.labels) for name, split in data.splits.items()},
-        fingerprints=data.fingerprints,
+        images={},
+        fingerprints={},
     )
 
 
@@ -199,6 +214,11 @@ class Run:
                 f"{path / RECORD} has format {record.get('format')!r}; this distilkit reads {FORMAT}",
                 "update distilkit to read it",
             )
+        missing = [key for key in REQUIRED if key not in record]
+        if record.get("state") == "done" and "final" not in record:
+            missing.append("final")
+        if missing:
+            raise UserError(f"{path / RECORD} is damaged: it lacks {', '.join(missing)}", RETRAIN)
         return cls(path, recipes.load(path / RECIPE), record)
 
     @classmethod
@@ -212,7 +232,7 @@ class Run:
         try:
             return DataRecord.model_validate(self.record.get("data"))
         except ValidationError as error:
-            raise UserError(f"{self.path / RECORD} is damaged: its data section: {_brief(error)}") from error
+            raise UserError(f"{self.path / RECORD} is damaged: its data section: {_brief(error)}", RETRAIN) from error
 
     @property
     def checkpoints(self) -> Path:
@@ -318,9 +338,12 @@ class PrunedModel:
             facts = {key: str(config[key]) for key in ("architecture", "method", "member", "recipe_digest")}
             network = ModelSection.model_validate({"architecture": facts["architecture"], "norm": config["norm"]})
         except (KeyError, ValidationError) as error:
-            raise UserError(f"{self.path / CONFIG} is damaged: {_brief(error)}") from error
-        state = load_weights(self.path / MODEL)
+            raise UserError(f"{self.path / CONFIG} is damaged: {_brief(error)}", PRUNE_AGAIN) from error
+        file = self.path / MODEL
+        state = load_weights(file)
         classifier = stock_classifier(network, data, state, self.path / MODEL)
+        if hashlib.sha256(file.read_bytes()).hexdigest() != config.get("sha256"):
+            raise UserError(f"the weights {file} are damaged: they do not match the digest in {CONFIG}", PRUNE_AGAIN)
         return Model(self.path, classifier, data=data, error=config.get("top1_error"), **facts)
 
 
@@ -340,7 +363,7 @@ def load_weights(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights {file} cannot be read: {error}") from error
+        raise UserError(f"the weights {file} cannot be read: {error}", PRUNE_AGAIN) from error
 
 
 def find(path: Path | None, runs: Path) -> Run | PrunedModel:
@@ -350,9 +373,12 @@ def find(path: Path | None, runs: Path) -> Run | PrunedModel:
     if (path / CONFIG).is_file():
         return PrunedModel.open(path)
     if not (path / RECORD).is_file():
-        problem = "is not a run: it has no run.json" if path.is_dir() else "does not exist"
+        problem = "does not exist"
+        if path.exists():
+            problem = "is a file; a run is a folder" if path.is_file() else "is not a run: it has no run.json"
         near = [str(folder) for folder in _run_folders(path.parent)] or [str(folder) for folder in _run_folders(runs)]
-        raise UserError(f"{path} {problem}", f"there are: {', '.join(near[-5:])}" if near else None)
+        hint = f"there are: {', '.join(near[-5:])}" if near else "train one first: distilkit train quickstart"
+        raise UserError(f"{path} {problem}", hint)
     return Run.open(path)
 
 
@@ -365,7 +391,9 @@ def find_run(path: Path | None, runs: Path) -> Run:
     """Like `find`, where only a run will do."""
     found = find(path, runs)
     if isinstance(found, PrunedModel):
-        raise UserError(f"{path} is a pruned model; this command needs the run that it comes from")
+        raise UserError(
+            f"{path} is a pruned model; this command needs the run that it comes from", "name the run's folder"
+        )
     return found
 
 
@@ -378,7 +406,9 @@ def open_model(
         return found, found.model(member, checkpoint)
     model = found.model()
     if member not in (None, model.member):
-        raise UserError(f"{found.path} is pruned to {model.member!r}; it has no member {member!r}")
+        raise UserError(
+            f"{found.path} is pruned to {model.member!r}; it has no member {member!r}", "leave --member out"
+        )
     if checkpoint is not None:
         raise UserError(f"{found.path} is a pruned model and has no checkpoints", "leave --checkpoint out")
     return found, model
@@ -410,7 +440,7 @@ def writable(folder: Path) -> Iterator[Path]:
 
 def _finished(runs: Path) -> list[Path]:
     folders = _run_folders(runs)
-    finished = [path for path in folders if _read_json(path / RECORD, "a run").get("state") == "done"]
+    finished = [path for path in folders if _known_record(path).get("state") == "done"]
     if not finished:
         unfinished = ", ".join(str(path) for path in folders[-3:])
         hint = f"name an unfinished one ({unfinished})" if folders else "train one first: distilkit train quickstart"
@@ -423,18 +453,26 @@ def _run_folders(runs: Path) -> list[Path]:
 
 
 def _age(path: Path) -> tuple[str, str]:
-    return str(_read_json(path / RECORD, "a run").get("created", "")), path.name
+    return str(_known_record(path).get("created", "")), path.name
+
+
+def _known_record(path: Path) -> dict[str, Any]:
+    """run.json of a folder that was not asked for by name: a damaged one must not stand in the others' way."""
+    try:
+        return _read_json(path / RECORD, "a run")
+    except UserError:
+        return {}
 
 
 def _read_json(file: Path, what: str) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{file.parent} is not {what}: it has no {file.name}") from None
+        raise UserError(f"{file.parent} is not {what}: it has no {file.name}", f"name the folder of {what}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"{file} cannot be read: {error}", f"it is damaged; name another folder of {what}") from error
     if not isinstance(document, dict):
-        raise UserError(f"{file} is damaged: it holds no JSON object")
+        raise UserError(f"{file} is damaged: it holds no JSON object", f"name another folder of {what}")
     return document
 
 
@@ -451,7 +489,10 @@ def _load_strict(module: nn.Module, state: dict[str, Tensor], file: Path | None)
     ]
     if faults:
         more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise UserError(f"the weights {file or ''} do not fit the model: {'; '.join(sorted(faults)[:10])}{more}")
+        raise UserError(
+            f"the weights {file or ''} do not fit the model: {'; '.join(sorted(faults)[:10])}{more}",
+            "they belong to another network, or were changed after they were written",
+        )
     module.load_state_dict(state, strict=True)
 
 

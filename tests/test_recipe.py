@@ -580,7 +580,8 @@ def test_optimizer_and_schedule_are_the_models_of_their_names() -> None:
 def test_every_method_and_every_architecture_loads_with_its_defaults() -> None:
     write("base.toml", SMALL)
     for method in methods.names():
-        assert load("base.toml", [f"method.name={method}"]).method.name == method
+        teacher = ["teacher.run=somewhere"] if methods.options_model(method).needs_teacher else []
+        assert load("base.toml", [f"method.name={method}", *teacher]).method.name == method
     for architecture in registry.names():
         assert load("base.toml", [f"model.architecture={architecture}"]).model.architecture == architecture
     for dataset in datasets.names():
@@ -856,7 +857,7 @@ def test_a_missing_recipe_is_refused_with_the_nearest_file_and_all_built_in_name
 def test_a_folder_is_refused_and_a_run_s_recipe_is_hinted_at(folder: Path) -> None:
     Path("runs").mkdir()
     error = refused("runs")
-    assert (error.problem, error.hint) == ("'runs' is a folder, not a recipe", None)
+    assert (error.problem, error.hint) == ("'runs' is a folder, not a recipe", "name the file in it")
     write("runs/recipe.toml", SMALL)
     assert refused("runs").hint == f"its recipe is {Path('runs/recipe.toml')}"
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,12 @@ class _Logits(nn.Module):
         return logits
 
 
-def learner_cost(learner: Learner, channels: int, size: int) -> LearnerCost:
-    """Costs of one image [1, channels, size, size], in the papers' convention (see `Cost`)."""
+def learner_cost(learner: Learner, channels: int, size: int, teacher: nn.Module | None = None) -> LearnerCost:
+    """Costs of one image [1, channels, size, size], in the papers' convention (see `Cost`).
+
+    `teacher`: images -> logits; its forward pass is part of the training's cost (ONE's Table 3), its parameters are
+    not trained.
+    """
     images = torch.zeros(1, channels, size, size)
     group, leader = learner.group, learner.leader
     parts: dict[str, Cost] = {}
@@ -66,6 +70,9 @@ def learner_cost(learner: Learner, channels: int, size: int) -> LearnerCost:
     parameters = sum(p.numel() for p in learner.method.parameters() if p.requires_grad)
     if rest or parameters:
         parts["method"] = Cost(parameters=parameters, multiply_adds=rest, flops=2 * rest, uncounted={})
+    if teacher is not None:
+        parts["teacher"] = measure(teacher, images)
+        train = replace(_sum([train, parts["teacher"]]), parameters=train.parameters)
     return LearnerCost(train, deploy, parts)
 
 

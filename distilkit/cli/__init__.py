@@ -53,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(_status(arguments))
 
 
+def _interrupted(message: str, hint: str, as_json: bool) -> int:
+    from distilkit import console
+
+    console.report_interruption(message, hint, as_json)
+    return 130
+
+
 def _status(arguments: Sequence[str]) -> int:
     # One process of several prints the JSON document; the others may still have to say why they ended.
     as_json = "--json" in arguments and os.environ.get("RANK", "0") == "0"
@@ -64,23 +71,28 @@ def _status(arguments: Sequence[str]) -> int:
         console.report_user_error(error, as_json)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return _interrupted("interrupted", "nothing was being trained; type the command again", as_json)
     except BrokenPipeError:
-        # The reader of our output has left, `distilkit compare | head` for one; there is nobody to tell.
-        sys.stderr.close()
-        return 1
+        # The reader of our output has left, as in `distilkit compare | head`: no failure of anybody's. Python would
+        # complain of the pipe once more when it flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:  # noqa: BLE001 - the last resort: every other fault is ours
         from distilkit import console
 
         if hasattr(error, "format_message"):  # Click's errors, wherever this version of Typer keeps Click.
             context = getattr(error, "ctx", None)
-            console.report_usage_error(error.format_message(), context.get_usage() if context else "", as_json)
+            path = context.command_path if context else "distilkit"
+            usage = context.get_usage() if context else ""
+            console.report_usage_error(error.format_message(), usage, f"{path} --help lists what there is", as_json)
             return 2
         signum = getattr(error, "signum", None)
         if signum is not None:  # training.interrupt.Interrupted, which is not imported here: it would import torch.
-            console.tell(str(error))
+            console.report_interruption(
+                str(error), f"continue with: distilkit train --resume {getattr(error, 'run', 'RUN')}", as_json
+            )
             return 128 + int(signum)
         if type(error).__name__ == "Abort":
-            return 130
+            return _interrupted("interrupted", "type the command again", as_json)
         console.report_fault_of_ours(error, as_json)
         return 3

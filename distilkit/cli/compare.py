@@ -47,7 +47,7 @@ def compare(
         )
     console.print_table(
         "top-1 errors on the test images, %",
-        ["run", "deployed", "top-1", "95 %", "parameters", "TeCost", "TrCost"],
+        ["run", "deployed", "top-1", "95 %", "weights", "TeCost", "TrCost"],
         rows,
         "interval: Wilson's, over test images; one training of each says nothing of the spread over seeds. "
         "Costs: FLOPs of one image, 2 per multiply-add",

@@ -7,6 +7,7 @@ def prune_branches(
     run: options.Run = None,
     member: options.Member = None,
     checkpoint: options.Checkpoint = None,
+    data: options.DataRoot = None,
     output: options.Output = None,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
@@ -25,7 +26,13 @@ def prune_branches(
     from distilkit.workflows.prune_branches import prune_branches as workflow
 
     document = workflow(
-        run, runs, member=member, checkpoint=checkpoint, output=output, observer=console.TerminalObserver()
+        run,
+        runs,
+        member=member,
+        checkpoint=checkpoint,
+        output=output,
+        data_root=data,
+        observer=console.TerminalObserver(),
     )
     if json_output:
         console.print_json(document)

@@ -72,7 +72,7 @@ def train(
     observer = console.TerminalObserver() if is_main() else Observer()
     loaded = None if recipe is None else load(recipe, overrides or [])
     if dry_run and loaded is not None:
-        document = workflow.dry_run(loaded)
+        document = workflow.dry_run(loaded, runs)
         console.print_json(document) if json_output else _show_plan(document)
         return
     command = shlex.join(["distilkit", *sys.argv[1:]])
@@ -147,6 +147,8 @@ def _show_plan(document: dict[str, Any]) -> None:
     )
     if document["uncounted"]:
         console.print_line(f"not counted: {document['uncounted']}")
+    if document["teacher_missing"]:
+        console.print_line(f"without the teacher: {document['teacher_missing']}")
     data = document["data"]
     there = "there" if data["present"] else "not there"
     console.print_line(f"data: {data['dataset']}, {data['classes']} classes, {there}: {data['where']}")

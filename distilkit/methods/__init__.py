@@ -3,7 +3,10 @@
 from typing import NamedTuple
 
 from distilkit.methods.base import GroupShape, Method, MethodOptions
-from distilkit.methods.baseline import BaselineOptions, Independent, IndependentOptions
+from distilkit.methods.baseline import BaselineOptions, Independent, IndependentOptions, KdOptions
+from distilkit.methods.cl_ilr import ClIlr, ClIlrOptions
+from distilkit.methods.dml import Dml, DmlOptions
+from distilkit.methods.okddip import Okddip, OkddipOptions
 from distilkit.methods.one import One, OneOptions
 
 
@@ -15,7 +18,11 @@ class _Entry(NamedTuple):
 _METHODS: dict[str, _Entry] = {
     "baseline": _Entry(BaselineOptions, Independent),
     "independent": _Entry(IndependentOptions, Independent),
+    "kd": _Entry(KdOptions, Independent),
+    "dml": _Entry(DmlOptions, Dml),
+    "cl-ilr": _Entry(ClIlrOptions, ClIlr),
     "one": _Entry(OneOptions, One),
+    "okddip": _Entry(OkddipOptions, Okddip),
 }
 
 
@@ -31,7 +38,7 @@ def options_model(name: str) -> type[MethodOptions]:
 
 def members(options: MethodOptions, students: int) -> tuple[str, ...]:
     """The names of a group's members, in order, as the method calls them."""
-    return _METHODS[options.name].method.member_names(students)
+    return _METHODS[options.name].method.member_names(options, students)
 
 
 def create(options: MethodOptions, shape: GroupShape, label_smoothing: float = 0.0) -> Method:

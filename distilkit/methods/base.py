@@ -34,6 +34,7 @@ class MethodOptions(BaseModel):
     allowed_kinds: ClassVar[tuple[GroupKind, ...]] = ("branches", "networks")
     min_students: ClassVar[int] = 1
     max_students: ClassVar[int | None] = None
+    needs_teacher: ClassVar[bool] = False
 
     def faults(self, kind: GroupKind, students: int) -> Iterator[tuple[str, str, str | None]]:
         """Combinations that this method cannot do, beyond the class's limits: (dotted key, problem, hint)."""
@@ -54,14 +55,19 @@ class Method(nn.Module, ABC):
         super().__init__()
 
     @staticmethod
-    def member_names(students: int) -> tuple[str, ...]:
+    def member_names(options: Any, students: int) -> tuple[str, ...]:
         """The names of a group's members, in order."""
         return tuple(f"student_{i}" for i in range(students))
 
-    @classmethod
-    def leader(cls, members: tuple[str, ...]) -> str:
+    @staticmethod
+    def leader(members: tuple[str, ...]) -> str:
         """The member that is deployed."""
         return members[0]
+
+    @staticmethod
+    def peers(members: tuple[str, ...]) -> tuple[str, ...]:
+        """The members whose diversity counts and whose predictions are averaged: all, unless a leader stands apart."""
+        return members
 
     @abstractmethod
     def forward(self, outputs: GroupOutput, labels_B: Tensor, ramp: float | Tensor) -> MethodLosses:
@@ -70,3 +76,7 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def ensemble(self, outputs: GroupOutput) -> Tensor:
         """Logits [B, C] of the method's own ensemble; the single student's own where there is one."""
+
+    def weights(self, outputs: GroupOutput) -> dict[str, Tensor]:
+        """What the method itself computes for each image to weigh students, by name, [B, ...]; for looking at."""
+        return {}

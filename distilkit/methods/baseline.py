@@ -1,4 +1,4 @@
-"""`baseline`: one network, cross-entropy, nothing else. `independent`: several, each for itself.
+"""`baseline`: one network, cross-entropy, nothing else; `kd`: the same with a teacher. `independent`: several, alone.
 
 What online distillation is compared with. With branches, `independent` students still share the trunk, and so learn
 from one another's gradients there (Chen et al. 2020, "Ind", Tables 2 and 3).
@@ -22,6 +22,12 @@ class BaselineOptions(MethodOptions):
 
 class IndependentOptions(MethodOptions):
     """`independent` has no keys of its own."""
+
+
+class KdOptions(BaselineOptions):
+    """`kd` (Hinton et al. 2015) is the baseline with a `[teacher]`, whose section has the keys of its own."""
+
+    needs_teacher: ClassVar[bool] = True
 
 
 class Independent(Method):

@@ -15,22 +15,30 @@ def cross_entropy(logits_SBC: Tensor, labels_B: Tensor, label_smoothing: float =
     `logits_SBC`: logits. `labels_B`: class indices, int64. Returns a scalar, nats.
     """
     students = logits_SBC.shape[0]
-    mean = F.cross_entropy(_wide(logits_SBC).flatten(0, 1), labels_B.repeat(students), label_smoothing=label_smoothing)
+    mean = F.cross_entropy(wide(logits_SBC).flatten(0, 1), labels_B.repeat(students), label_smoothing=label_smoothing)
     return students * mean
 
 
-def distillation(target_BC: Tensor, logits_SBC: Tensor, temperature: float) -> Tensor:
+def distillation(target: Tensor, logits_SBC: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(target / T) || softmax(logits / T)): mean over images, **sum** over students.
 
-    `target_BC`: logits of the one target that all students share, first argument of the KL (Lan et al. 2018, Eq. 5);
-    it keeps its gradient, so detach it where none may cross. T^2 keeps the gradient's size independent of the
-    temperature (Hinton et al. 2015, section 2). Returns a scalar, nats.
+    `target`: logits of the target, first argument of the KL (Lan et al. 2018, Eq. 5): [B, C] where all students share
+    one, [S, B, C] where each has its own. A target that is known as probabilities t is given as T log t. It keeps its
+    gradient, so detach it where none may cross. T^2 keeps the gradient's size independent of the temperature (Hinton
+    et al. 2015, section 2). Returns a scalar, nats.
     """
-    target = F.log_softmax(_wide(target_BC) / temperature, dim=-1)
-    log_q_SBC = F.log_softmax(_wide(logits_SBC) / temperature, dim=-1)
+    target = F.log_softmax(wide(target) / temperature, dim=-1)
+    log_q_SBC = F.log_softmax(wide(logits_SBC) / temperature, dim=-1)
     kl_SBC = F.kl_div(log_q_SBC, target.expand_as(log_q_SBC), reduction="none", log_target=True)
     return temperature**2 * kl_SBC.sum() / logits_SBC.shape[1]
 
 
-def _wide(logits: Tensor) -> Tensor:
+def leave_one_out_mean(logits_SBC: Tensor) -> Tensor:
+    """For each student the mean of all the others' logits, [S, B, C]; needs two students or more."""
+    students = logits_SBC.shape[0]
+    return (logits_SBC.sum(0, keepdim=True) - logits_SBC) / (students - 1)
+
+
+def wide(logits: Tensor) -> Tensor:
+    """The same numbers in float32, or in float64 if they are: what log-softmax needs under autocast."""
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()

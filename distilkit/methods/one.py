@@ -121,9 +121,13 @@ class One(Method):
         """z_e [B, C] (Eq. 3), ONE-E when deployed; the mean of logits without a gate."""
         if self.gate is None:
             return outputs.logits_SBC.mean(0)
-        gate_BS: Tensor = self.gate(_gate_input(outputs, self.trunk_channels))
+        gate_BS = self.weights(outputs)["gate"]
         # A product and a sum, not a matmul: autocast would run that one in bfloat16.
         return (gate_BS.t().unsqueeze(-1) * outputs.logits_SBC).sum(0)
+
+    def weights(self, outputs: GroupOutput) -> dict[str, Tensor]:
+        """`gate`: the weights of the branches for each image, [B, S]; nothing without a gate."""
+        return {} if self.gate is None else {"gate": self.gate(_gate_input(outputs, self.trunk_channels))}
 
 
 def _gate_input(outputs: GroupOutput, channels: int | None) -> Tensor:

@@ -23,6 +23,7 @@ from distilkit.recipe.sections import (
     ModelSection,
     Name,
     Recipe,
+    TeacherSection,
     TrainSection,
     known_keys,
     resolve_epochs,
@@ -52,14 +53,18 @@ def checked(found: Findings, default_name: str) -> Recipe | None:
         "optimizer": _variant(found, "optimizer"),
         "schedule": _variant(found, "schedule"),
     }
+    teacher = _teacher(found)
     name = _name(found, default_name)
     _nesterov(found)
     _epochs(found)
     if isinstance(method, MethodOptions):
         _method_on_group(found, method)
+        if method.needs_teacher and "teacher" not in found.tree:
+            hint = "add a section [teacher] with run = \"...\", or use method 'baseline'"
+            found.fault(("method", "name"), f"method {method.name!r} needs a [teacher]", hint)
     if found.faults or None in sections.values():
         return None
-    return Recipe(name=name, **sections)
+    return Recipe(name=name, teacher=teacher, **sections)
 
 
 # ------------------------------------------------------------------------------------------------- outside of sections
@@ -203,6 +208,31 @@ def _group_limits(found: Findings, method: str, options: type[MethodOptions]) ->
         found.fault(key, problem, found.correction(key, options.default_students))
 
 
+def _teacher(found: Findings) -> TeacherSection | None:
+    """`[teacher]`, which may be left out."""
+    if "teacher" not in found.tree:
+        return None
+    table = _table(found, "teacher")
+    if table is None:
+        return None
+    name = table.get("architecture")
+    if isinstance(name, str):
+        _check_known(found, ("teacher", "architecture"), name, "architecture", registry.names())
+    by_run, by_file = "run" in table, "architecture" in table or "weights" in table
+    if by_run and by_file:
+        problem = "teacher.run names a whole classifier, so teacher.architecture and teacher.weights have no place"
+        found.fault(("teacher", "run"), problem, "leave out either run, or architecture and weights")
+    elif not by_run and not {"architecture", "weights"} <= table.keys():
+        given = next((key for key in ("architecture", "weights") if key in table), None)
+        missing = (
+            "teacher.run" if given is None else f"teacher.{'weights' if given == 'architecture' else 'architecture'}"
+        )
+        hint = 'write run = "runs/...", or architecture = "..." and weights = "..."'
+        found.fault(("teacher", given) if given else ("teacher",), f"{missing} is missing", hint)
+    section = validate(found, ("teacher",), TeacherSection, table)
+    return section if isinstance(section, TeacherSection) else None
+
+
 def _train(found: Findings) -> BaseModel | None:
     table = _table(found, "train")
     return None if table is None else validate(found, ("train",), TrainSection, table)
@@ -232,17 +262,22 @@ def _epochs(found: Findings) -> None:
     epochs = found.good.get(("train", "epochs"))
     if epochs is None:
         return
-    ramp = found.good.get(("method", "rampup_epochs"))
-    # What cannot be counted is a default of None or the like, which means no ramp.
-    if isinstance(ramp, int | float) and resolve_epochs(ramp, epochs) > epochs:
-        problem = f"method.rampup_epochs = {shown(ramp)} is longer than the run of {epochs} epochs"
-        hint = "write a fraction of the run, such as rampup_epochs = 0.25"
-        found.fault(("method", "rampup_epochs"), problem, hint)
+    for section in ("method", "teacher"):
+        ramp = found.good.get((section, "rampup_epochs"))
+        # What cannot be counted is a default of None or the like, which means no ramp.
+        if isinstance(ramp, int | float) and resolve_epochs(ramp, epochs) > epochs:
+            problem = f"{section}.rampup_epochs = {shown(ramp)} is longer than the run of {epochs} epochs"
+            hint = "write a fraction of the run, such as rampup_epochs = 0.25"
+            found.fault((section, "rampup_epochs"), problem, hint)
     warmup = found.good.get(("schedule", "warmup_epochs"))
     if isinstance(warmup, int) and warmup >= epochs:
         problem = f"schedule.warmup_epochs = {shown(warmup)} must be shorter than the run of {epochs} epochs"
         hint = "write a fraction of the run, such as warmup_epochs = 0.05"
         found.fault(("schedule", "warmup_epochs"), problem, hint)
+    cycles = found.good.get(("schedule", "cycles"))
+    if isinstance(cycles, int) and cycles > epochs:
+        problem = f"schedule.cycles = {cycles} needs at least one epoch each, and the run has {epochs}"
+        found.fault(("schedule", "cycles"), problem, found.correction(("schedule", "cycles"), min(5, max(2, epochs))))
     _milestones(found, found.good.get(("schedule", "milestones"), ()), epochs)
 
 

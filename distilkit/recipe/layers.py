@@ -48,7 +48,7 @@ def find(source: str | Path, builtin: Mapping[str, Path]) -> Path:
         return builtin[name]
     if path_exists:
         inner = path / "recipe.toml"
-        hint = f"its recipe is {inner}" if inner.is_file() else None
+        hint = f"its recipe is {inner}" if inner.is_file() else "name the file in it"
         raise UserError(f"{str(source)!r} is {'a folder' if path.is_dir() else 'not a plain file'}, not a recipe", hint)
     known = f"built-in recipes: {', '.join(builtin)}" if builtin else "there are no built-in recipes here"
     raise UserError(

@@ -73,6 +73,30 @@ class GroupSection(_Section):
     )
 
 
+class TeacherSection(_Section):
+    """`[teacher]`: a frozen classifier that every student learns from, beside what its method does; may be left out."""
+
+    run: Text | tuple[Text, ...] | None = Field(
+        None,
+        description="A run's or a pruned model's folder, or the name of a recipe: its newest finished run. Several: "
+        "their logits are averaged.",
+        json_schema_extra={"default": "none: `architecture` and `weights` instead"},
+    )
+    architecture: Annotated[str, Choice(registry.names)] | None = Field(
+        None,
+        description="Instead of a run: an architecture, whose weights are in a file.",
+        json_schema_extra={"default": "none"},
+    )
+    weights: Text | None = Field(
+        None,
+        description="That file: `.safetensors`, or a state dict in a `.pth` file.",
+        json_schema_extra={"default": "none"},
+    )
+    temperature: float = Field(3.0, gt=0, description="Divides the logits of teacher and student.")
+    weight: float = Field(1.0, ge=0, description="Weight of the teacher's term; the method's ramp does not touch it.")
+    rampup_epochs: Epochs = Field(0, description="Its own ramp: epochs, or a fraction of the run; 0: none.")
+
+
 class TrainSection(_Section):
     """`[train]`: how long, in which batches, in which numbers."""
 
@@ -149,8 +173,16 @@ class ConstantSection(_Section):
     warmup_epochs: Epochs = Field(0, description="Linear rise at the start: epochs, or a fraction of the run.")
 
 
+class SnapshotSection(_Section):
+    """`[schedule] name = "snapshot"`: cosine cycles, each ending in weights that are kept (Huang et al. 2017)."""
+
+    name: Literal["snapshot"] = Field("snapshot", description="The schedule.")
+    cycles: int = Field(5, ge=2, le=100, description="Cycles of the run, each restarted at the full learning rate.")
+    warmup_epochs: Literal[0] = Field(0, description="The cycles begin at once.")
+
+
 OptimizerSection = SgdSection | AdamWSection
-ScheduleSection = StepSection | CosineSection | ConstantSection
+ScheduleSection = StepSection | CosineSection | ConstantSection | SnapshotSection
 
 
 class Recipe(BaseModel):
@@ -165,6 +197,7 @@ class Recipe(BaseModel):
     model: ModelSection
     group: GroupSection
     method: SerializeAsAny[MethodOptions]
+    teacher: TeacherSection | None = None
     train: TrainSection
     optimizer: OptimizerSection
     schedule: ScheduleSection
@@ -226,10 +259,16 @@ PLAIN_SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataSection,
     "model": ModelSection,
     "group": GroupSection,
+    "teacher": TeacherSection,
     "train": TrainSection,
 }
 _OPTIMIZERS: dict[str, type[BaseModel]] = {"sgd": SgdSection, "adamw": AdamWSection}
-_SCHEDULES: dict[str, type[BaseModel]] = {"step": StepSection, "cosine": CosineSection, "constant": ConstantSection}
+_SCHEDULES: dict[str, type[BaseModel]] = {
+    "step": StepSection,
+    "cosine": CosineSection,
+    "constant": ConstantSection,
+    "snapshot": SnapshotSection,
+}
 
 
 def variants(section: str) -> dict[str, type[BaseModel]]:

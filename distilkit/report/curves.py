@@ -14,9 +14,9 @@ PANELS = (
 """The paper shows the training cross-entropy and the test error; the training error stands beside them."""
 
 
-def plot_curves(runs: Sequence[dict[str, Any]], stem: Path, statistics: str) -> list[Path]:
+def plot_curves(runs: Sequence[dict[str, Any]], stem: Path, statistics: str, directions_kind: str) -> list[Path]:
     """Write `stem`.png and .svg: one thin line per direction, the mean of each run thick; returns both paths."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
     for axis, (key, split, label) in zip(axes, PANELS, strict=True):
         for index, run in enumerate(runs):
@@ -31,8 +31,12 @@ def plot_curves(runs: Sequence[dict[str, Any]], stem: Path, statistics: str) -> 
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)
         axis.margins(x=0.01)
-    axes[0].legend(fontsize="small", title="thin: one direction each, thick: mean", title_fontsize="small")
-    figure.suptitle(f"Error under parameter perturbation, batch norm statistics {statistics}", fontsize="medium")
+    # Outside the panels, where it hides no curve; constrained layout makes room for it.
+    handles, names = axes[0].get_legend_handles_labels()
+    title = "thin: one direction each, thick: their mean"
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="small", title=title)
+    conditions = f"{directions_kind} directions, batch norm statistics {statistics}"
+    figure.suptitle(f"Error under parameter perturbation: {conditions}", fontsize="medium")
     files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     # A fixed hash salt and no date: the same curves give the same bytes.
     import matplotlib

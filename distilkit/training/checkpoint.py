@@ -27,6 +27,11 @@ from distilkit.errors import UserError
 STATE = "state.json"
 FORMAT = 1
 PARTS = ("group", "method", "optimizer", "raw")
+# What an optimizer keeps for a parameter.
+_ENTRIES: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,10 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(folder: Path, name: str, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
-    """Write `folder/name` completely, point `last` at it, and remove all but the newest `keep` and `best`'s.
+def save(folder: Path, name: str, checkpoint: Checkpoint, pins: Mapping[str, str], *, keep: int = 2) -> Path:
+    """Write `folder/name` completely, then point `last` at it, and whichever of `pins` (pointer -> name) names it.
+
+    Of the others the newest `keep` stay, and those that a pointer names.
 
     Raises `UserError` when the folder cannot be written.
     """
@@ -66,6 +73,8 @@ def save(folder: Path, name: str, checkpoint: Checkpoint, *, keep: int = 2) -> P
         partial.rename(target)
         _flush(folder)
         point(folder, "last", name)
+        for pointer in [pointer for pointer, target in pins.items() if target == name]:
+            point(folder, pointer, name)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
@@ -85,10 +94,30 @@ def point(folder: Path, pointer: str, name: str) -> None:
     _flush(folder)
 
 
+def repoint(folder: Path, pins: Mapping[str, str]) -> None:
+    """Let every pointer name its checkpoint (pointer -> name), if that is still there, before a training goes on.
+
+    A kill may have come between a checkpoint and its pointer, or the checkpoint that a pointer names be damaged.
+    Raises `UserError` when the folder cannot be written.
+    """
+    try:
+        for pointer, target in pins.items():
+            if (folder / target).is_dir() and pointed(folder, pointer) != target:
+                point(folder, pointer, target)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}", "make it writable first") from error
+
+
 def pointed(folder: Path, pointer: str) -> str | None:
     """The name of the checkpoint that the pointer file names, or None where there is no such pointer."""
     file = folder / pointer
     return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
+def pointers(folder: Path) -> list[str]:
+    """What is named in a folder: `last`, `best` where a validation split chooses, `cycle_1` and so on of snapshots."""
+    found = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    return sorted(found, key=lambda name: (name.rstrip("0123456789"), len(name), name))
 
 
 def names(folder: Path) -> list[str]:
@@ -160,7 +189,7 @@ def _flush(path: Path) -> None:
 
 
 def _remove_old(folder: Path, keep: int) -> None:
-    spared = {pointed(folder, "best"), pointed(folder, "last"), *names(folder)[-keep:]}
+    spared = {pointed(folder, pointer) for pointer in pointers(folder)} | set(names(folder)[-keep:])
     for name in names(folder):
         if name not in spared:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -179,7 +208,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameter_names: Mapping
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], parameter_names: Mapping[Tensor, str]
 ) -> None:
-    """Put `optimizer_tensors` back, by parameter name. Hyper-parameters are the recipe's and stay as they are."""
+    """Put `optimizer_tensors` back, by parameter name. Hyper-parameters are the recipe's and stay as they are.
+
+    Raises `UserError` if they are another optimizer's.
+    """
+    foreign = {key.rpartition("/")[2] for key in tensors} - _ENTRIES[type(optimizer)]
+    if foreign:
+        raise UserError(
+            f"the checkpoint's optimizer keeps {', '.join(sorted(foreign))}, which {type(optimizer).__name__} does not",
+            "resume with the optimizer that the run began with",
+        )
     by_name = {name: parameter for parameter, name in parameter_names.items()}
     packed: dict[int, dict[str, Tensor]] = {}
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -5,16 +5,18 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """The run was asked to stop, and its state has been saved. `signum`: SIGINT or SIGTERM."""
+    """The run was asked to stop, and its state has been saved. `signum`: SIGINT or SIGTERM; `saved`: a checkpoint."""
 
-    def __init__(self, signum: int, saved: str) -> None:
-        super().__init__(f"interrupted by {signal.Signals(signum).name}; saved as {saved}")
+    def __init__(self, signum: int, saved: str, run: Path) -> None:
+        super().__init__(f"interrupted by {signal.Signals(signum).name}; saved as {saved} in {run}")
         self.signum = signum
         self.saved = saved
+        self.run = run
 
 
 class StopRequest:

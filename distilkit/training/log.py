@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from distilkit.errors import UserError
 
@@ -21,31 +22,58 @@ def finite(value: Any) -> Any:
 
 
 def append(file: Path, line: Mapping[str, Any]) -> None:
-    """Add one line, flushed. Raises `UserError` when the disk is full or the folder cannot be written."""
+    """Add one line and have it written to the disk, where it must be before its checkpoint is.
+
+    Raises `UserError` when the disk is full or the folder cannot be written.
+    """
     try:
         with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(finite(line), allow_nan=False) + "\n")
+            _write(stream, json.dumps(finite(line), allow_nan=False) + "\n")
     except OSError as error:
-        raise UserError(f"{file} could not be written: {error.strerror or error}") from error
+        raise _unwritable(file, error) from error
 
 
 def read(file: Path) -> list[dict[str, Any]]:
     """All complete lines; a last line that a kill cut short is left out."""
     if not file.is_file():
         return []
-    lines = []
+    lines: list[dict[str, Any]] = []
     for text in file.read_text(encoding="utf-8").splitlines(keepends=True):
         if text.endswith("\n"):
             try:
-                lines.append(json.loads(text))
-            except ValueError as error:
-                raise UserError(f"{file}, line {len(lines) + 1} is damaged: {error}") from error
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if not isinstance(line, dict) or "epoch" not in line:
+                where = f"{file}, line {len(lines) + 1}"
+                raise UserError(f"{where} is damaged: it is no epoch's JSON object", "put the line right, or remove it")
+            lines.append(line)
     return lines
 
 
 def keep_until(file: Path, epoch: int) -> None:
-    """Drop the lines after `epoch`: they were written after the checkpoint that a resumed run starts from."""
+    """Drop the lines after `epoch`: they were written after the checkpoint that a resumed run starts from.
+
+    Raises `UserError` like `append`, and if a line is damaged.
+    """
     kept = [line for line in read(file) if line["epoch"] <= epoch]
     partial = file.with_name(f".partial-{file.name}")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    partial.replace(file)
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            _write(stream, "".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(file)
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _unwritable(file: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{file} could not be written: {error.strerror or error}",
+        "free space or choose another folder with --runs; the checkpoints written before are intact",
+    )

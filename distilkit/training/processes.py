@@ -60,7 +60,7 @@ def is_main() -> bool:
 
 
 @contextmanager
-def lost_ones_named(run: Path) -> Iterator[None]:
+def lost_ones_named(run: Path | None = None) -> Iterator[None]:
     """Turn the failure of a collective operation, because another process is gone, into words that help."""
     try:
         yield
@@ -68,9 +68,10 @@ def lost_ones_named(run: Path) -> Iterator[None]:
         gone = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
         if not gone or not torch.distributed.is_initialized():
             raise
+        hint = "look at the message of the process that ended first"
         raise UserError(
             f"another process of this training has ended or cannot be reached any more: {str(error).splitlines()[0]}",
-            f"look at the message of the process that ended first; continue with: distilkit train --resume {run}",
+            hint if run is None else f"{hint}; continue with: distilkit train --resume {run}",
         ) from error
 
 

@@ -1,8 +1,16 @@
 """The run's clock as pure functions of epoch and step: nothing to save, nothing to restore."""
 
+import itertools
 import math
 
-from distilkit.recipe import CosineSection, OptimizerSection, ScheduleSection, StepSection, resolve_epochs
+from distilkit.recipe import (
+    CosineSection,
+    OptimizerSection,
+    ScheduleSection,
+    SnapshotSection,
+    StepSection,
+    resolve_epochs,
+)
 
 
 def ramp(epoch: int, rampup_epochs: int) -> float:
@@ -23,7 +31,7 @@ def learning_rate(
 
     `step`: lr times gamma for every milestone that has passed, in completed epochs. `cosine`: half a cosine from lr
     to `final_lr`, step by step, over what the warm-up leaves. A warm-up rises linearly, step by step, and its first
-    step already has a rate above zero.
+    step already has a rate above zero. `snapshot`: see `cycle_bounds`.
     """
     warmup_steps = resolve_epochs(schedule.warmup_epochs, epochs) * steps_per_epoch
     if step < warmup_steps:
@@ -35,4 +43,18 @@ def learning_rate(
     if isinstance(schedule, CosineSection):
         progress = (step - warmup_steps) / max(1, epochs * steps_per_epoch - warmup_steps)
         return schedule.final_lr + (optimizer.lr - schedule.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if isinstance(schedule, SnapshotSection):
+        first, last = cycle_bounds(step // steps_per_epoch, epochs, schedule.cycles)
+        length = (last - first) * steps_per_epoch
+        return optimizer.lr * 0.5 * (1.0 + math.cos(math.pi * (step - first * steps_per_epoch) / length))
     return optimizer.lr
+
+
+def cycle_bounds(epoch: int, epochs: int, cycles: int) -> tuple[int, int]:
+    """The epochs at which the cycle of `epoch` (from 0) begins and ends; cycles differ by one epoch at most.
+
+    Snapshot ensembles (Huang et al. 2017): half a cosine from the full rate to 0 in each cycle, M cycles in the time
+    of one training, the weights at the end of each kept.
+    """
+    edges = [epochs * cycle // cycles for cycle in range(cycles + 1)]
+    return next((first, last) for first, last in itertools.pairwise(edges) if first <= epoch < last)

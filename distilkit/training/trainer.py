@@ -24,12 +24,13 @@ from distilkit.errors import SettingError, UserError
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
-from distilkit.recipe import OptimizerSection, Recipe, SgdSection, resolve_epochs
+from distilkit.recipe import OptimizerSection, Recipe, SgdSection, SnapshotSection, resolve_epochs
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import log, schedule
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.interrupt import Interrupted, StopRequest, stop_requests
 from distilkit.training.processes import deterministic, lost_ones_named
+from distilkit.training.teacher import Teacher
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -40,12 +41,14 @@ class Progress:
     """Where a run stands: all of its state that is neither weights nor optimizer state.
 
     `step`: global steps done. `sums`: over the unfinished epoch, losses by term and wrong answers by member, each
-    summed over images, and `images` seen. `best`: the epoch with the leader's lowest validation error so far.
+    summed over images, and `images` seen. `best`: the epoch with the leader's lowest validation error so far. `pins`:
+    checkpoints that are kept, by the name of the pointer to each: `best`, and `cycle_1` and so on of a snapshot run.
     """
 
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+    pins: dict[str, str] = field(default_factory=dict)
 
 
 class _Pending(NamedTuple):
@@ -126,6 +129,7 @@ class Trainer:
         accelerator: Accelerator,
         folder: Path,
         observer: Observer,
+        teacher: Teacher | None = None,
     ) -> None:
         self.recipe, self.data, self.accelerator, self.observer = recipe, data, accelerator, observer
         self.folder, self.checkpoints = folder, folder / CHECKPOINTS
@@ -142,6 +146,7 @@ class Trainer:
         named = self.learner.named_parameters()
         self.parameter_names: dict[Tensor, str] = {parameter: name for name, parameter in named}
         self.rampup_epochs = resolve_epochs(getattr(recipe.method, "rampup_epochs", 0), settings.epochs)
+        self.teacher = None if teacher is None else teacher.to(device).to(memory_format=torch.channels_last)
         self.progress = Progress()
         self.pending: list[_Pending] = []
         self.look_every = 1 if device.type == "cpu" else 50
@@ -187,13 +192,13 @@ class Trainer:
             self.progress.step = step + 1
             # After an epoch's last step its line has to be written first, or a resumed run would never write it.
             unfinished = self.progress.step < (epoch + 1) * per_epoch
-            if len(self.pending) >= self.look_every:
+            due = recipe.checkpoint_steps and self.progress.step % recipe.checkpoint_steps == 0
+            # Several processes learn only when they look that one of them was asked to stop.
+            asked = stop.signum and self.accelerator.num_processes == 1
+            if len(self.pending) >= self.look_every or due or asked:
                 self._look(epoch, step % per_epoch + 1)
                 if unfinished:
                     self._save_or_stop(stop)
-            elif unfinished and recipe.checkpoint_steps and self.progress.step % recipe.checkpoint_steps == 0:
-                self._look(epoch, step % per_epoch + 1)
-                self.save()
         self._look(epoch, per_epoch)
         seconds = time.perf_counter() - start
         line = {
@@ -211,8 +216,9 @@ class Trainer:
                 line[split] = evaluate_members(self.deployed, self.data.splits[split], self.accelerator)
         self.progress.sums = {}
         self._finish_epoch(epoch + 1, line)
-        if self._agree(stop)[0] and epoch + 1 < recipe.epochs:
-            raise Interrupted(stop.signum, self.save())
+        signum, _ = self._agree(stop)
+        if signum and epoch + 1 < recipe.epochs:
+            raise Interrupted(signum, self.save(), self.folder)
 
     def _step(self, step: int, indices: Tensor, ramp: float) -> None:
         recipe, accelerator = self.recipe, self.accelerator
@@ -238,7 +244,7 @@ class Trainer:
             # Processes exchange their gradients once a step, with the last part's.
             waiting = accelerator.no_sync(self.wrapped) if part + 1 < parts else contextlib.nullcontext()
             with waiting:
-                output = self.wrapped(images, labels, ramp)
+                output = self.wrapped(images, labels, ramp, **self._taught(images, step))
                 # Processes average their gradients; parts must weigh by their images to give the global batch's mean.
                 accelerator.backward(output.loss * (len(labels) * world / count))
             wrong_S = (output.logits_SBC.detach().argmax(-1) != labels).sum(-1)
@@ -252,6 +258,17 @@ class Trainer:
         if self.average:
             self.average.update_parameters(self.learner)
         self.pending.append(_Pending(step, count, names, torch.stack(values).sum(0)))
+
+    def _taught(self, images: Tensor, step: int) -> dict[str, Any]:
+        """What the teacher says of these images, with its own weight at this time."""
+        section = self.recipe.teacher
+        if self.teacher is None or section is None:
+            return {}
+        with self.accelerator.autocast():
+            logits = self.teacher(images)
+        rampup_epochs = resolve_epochs(section.rampup_epochs, self.recipe.train.epochs)
+        weight = section.weight * schedule.ramp(step // self.steps_per_epoch, rampup_epochs)
+        return {"teacher_logits": logits, "teacher_weight": weight, "teacher_temperature": section.temperature}
 
     def _look(self, epoch: int, step_in_epoch: int) -> None:
         """Read the values of the pending steps, check that losses are finite, and add them up."""
@@ -277,7 +294,7 @@ class Trainer:
         saved = f"the last good checkpoint is {self.checkpoints / last}" if last else "no checkpoint was written yet"
         return UserError(
             f"the loss is not finite at step {step + 1} (epoch {epoch + 1}): {', '.join(bad) or 'total'}; {saved}",
-            "lower optimizer.lr, add schedule.warmup_epochs or train.clip_norm, or train in fp32",
+            "lower optimizer.lr, or add schedule.warmup_epochs or train.clip_norm",
         )
 
     def _epoch_means(self) -> dict[str, Any]:
@@ -301,35 +318,41 @@ class Trainer:
             best = error < self.progress.best.get("top1", float("inf"))
             if best:
                 self.progress.best = {"epoch": epoch, "top1": error}
+                self.progress.pins["best"] = f"step_{self.progress.step}"
+        cycle = self._cycle_that_ends(epoch)
+        if cycle:
+            self.progress.pins[f"cycle_{cycle}"] = f"step_{self.progress.step}"
         if self.accelerator.is_main_process:
             # The line before the checkpoint: were it the other way round, a kill between the two would lose the line.
             log.append(self.folder / METRICS, line)
             self.accelerator.log(_flat(line), step=epoch)
-        if best or epoch % self.recipe.train.checkpoint_epochs == 0 or epoch == self.recipe.train.epochs:
-            name = self.save()
-            if best and self.accelerator.is_main_process:
-                checkpoints.point(self.checkpoints, "best", name)
+        if best or cycle or epoch % self.recipe.train.checkpoint_epochs == 0 or epoch == self.recipe.train.epochs:
+            self.save()
         self.observer.epoch_finished(line)
 
     def _save_or_stop(self, stop: StopRequest) -> None:
         """In mid-epoch, everything looked at: save if it is time to, stop if a signal asked for it."""
-        stopping, due = self._agree(stop)
-        if stopping or due:
+        signum, due = self._agree(stop)
+        if signum or due:
             name = self.save()
-            if stopping:
-                raise Interrupted(stop.signum, name)
+            if signum:
+                raise Interrupted(signum, name, self.folder)
 
-    def _agree(self, stop: StopRequest) -> tuple[bool, bool]:
-        """Whether to stop, and whether a checkpoint is due: all processes must leave and save at the same step."""
+    def _agree(self, stop: StopRequest) -> tuple[int, bool]:
+        """The signal that asks to stop, or 0, and whether a checkpoint is due.
+
+        All processes must leave and save at the same step. What another process was sent is not written into `stop`,
+        where this process's own, which a launcher sends to each in turn, would count as the second.
+        """
         settings = self.recipe.train
         due = bool(settings.checkpoint_steps) and self.progress.step % settings.checkpoint_steps == 0
         if settings.checkpoint_minutes:
             due = due or time.monotonic() - self.saved_at >= 60 * settings.checkpoint_minutes
         if self.accelerator.num_processes > 1:
             asked = torch.tensor([[stop.signum, int(due)]], device=self.accelerator.device)
-            stop.signum, any_due = self.accelerator.gather(asked).amax(0).tolist()
-            due = bool(any_due)
-        return stop.signum != 0, due
+            signum, any_due = self.accelerator.gather(asked).amax(0).tolist()
+            return signum, bool(any_due)
+        return stop.signum, due
 
     def _share_buffers(self) -> None:
         """Give every process the main one's batch norm statistics, which each has measured on its own images."""
@@ -337,6 +360,15 @@ class Trainer:
             for module in (self.learner, self.deployed):
                 for buffer in module.buffers():
                     torch.distributed.broadcast(buffer, src=0)
+
+    def _cycle_that_ends(self, epoch: int) -> int:
+        """The number, from 1, of the snapshot cycle that ends with this many epochs; 0 if none does."""
+        section = self.recipe.schedule
+        if not isinstance(section, SnapshotSection):
+            return 0
+        epochs = self.recipe.train.epochs
+        ends = [epochs * cycle // section.cycles for cycle in range(1, section.cycles + 1)]
+        return ends.index(epoch) + 1 if epoch in ends else 0
 
     def save(self) -> str:
         """Write a checkpoint of this moment; returns its name. Everything pending must have been looked at."""
@@ -350,6 +382,7 @@ class Trainer:
                 "steps_per_epoch": self.steps_per_epoch,
                 "sums": self.progress.sums,
                 "best": self.progress.best,
+                "pins": self.progress.pins,
                 "scaler": scaler.state_dict() if scaler else None,
             }
             tensors = {
@@ -360,29 +393,44 @@ class Trainer:
             if self.average:
                 tensors["raw"] = self.learner.state_dict()
                 state["averaged_steps"] = int(self.average.n_averaged)
-            checkpoints.save(self.checkpoints, name, checkpoints.Checkpoint(tensors, state))
+            checkpoints.save(self.checkpoints, name, checkpoints.Checkpoint(tensors, state), self.progress.pins)
         self.accelerator.wait_for_everyone()
         self.saved_at, self.saved_name = time.monotonic(), name
         return name
 
     def restore(self, saved: checkpoints.Checkpoint) -> None:
-        """Continue from a checkpoint of the same recipe and data. Raises `UserError` if its steps do not fit them."""
+        """Continue from a checkpoint, with the main process's pointers on it.
+
+        Raises `UserError` if its steps, its weights or its optimizer's state do not fit the recipe and the data.
+        """
         if saved.state["steps_per_epoch"] != self.steps_per_epoch:
             raise UserError(
                 f"the checkpoint has {saved.state['steps_per_epoch']} steps an epoch, this data and recipe give "
                 f"{self.steps_per_epoch}",
-                "resume with the data and the batch size that the run began with",
+                "resume with the data, the batch size and the number of processes that the run began with",
             )
-        self.deployed.group.load_state_dict(saved.tensors["group"])
-        self.deployed.method.load_state_dict(saved.tensors["method"])
-        if self.average:
-            self.learner.load_state_dict(saved.tensors["raw"])
-            self.average.n_averaged.fill_(saved.state["averaged_steps"])
+        deployed = {
+            f"{part}.{key}": value for part in ("group", "method") for key, value in saved.tensors[part].items()
+        }
+        try:
+            # An average that the recipe has only now begins with the next step; one that it has no more is dropped.
+            self.learner.load_state_dict(saved.tensors.get("raw", deployed))
+            if self.average and "raw" in saved.tensors:
+                self.average.module.load_state_dict(deployed)
+                self.average.n_averaged.fill_(saved.state["averaged_steps"])
+        except RuntimeError as error:
+            raise UserError(
+                f"the checkpoint's weights do not fit the recipe: {' '.join(str(error).split())[:500]}",
+                "resume with the model, the group and the method that the run began with",
+            ) from error
         checkpoints.restore_optimizer(self.plain_optimizer, saved.tensors["optimizer"], self.parameter_names)
         if self.accelerator.scaler and saved.state["scaler"]:
             self.accelerator.scaler.load_state_dict(saved.state["scaler"])
         self.saved_name = f"step_{saved.state['step']}"
-        self.progress = Progress(saved.state["step"], dict(saved.state["sums"]), dict(saved.state["best"]))
+        state = saved.state
+        self.progress = Progress(state["step"], dict(state["sums"]), dict(state["best"]), dict(state.get("pins", {})))
+        if self.accelerator.is_main_process:
+            checkpoints.repoint(self.checkpoints, {"last": self.saved_name, **self.progress.pins})
 
 
 def _moving_average(learner: Learner, decay: float) -> AveragedModel:

@@ -16,7 +16,7 @@ from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.run import DataRecord, Run, find_run
-from distilkit.workflows.evaluate import SplitName, choose_device
+from distilkit.workflows.evaluate import SplitName, choose_device, require_split
 
 BATCH_SIZE = 250
 
@@ -41,7 +41,10 @@ def ensemble_eval(
     Raises `UserError` where there are fewer than two members, or the runs do not share data and classes.
     """
     found = [find_run(path, runs) for path in paths] or [find_run(None, runs)]
+    if len({run.path.resolve() for run in found}) < len(found):
+        raise UserError("the same run stands twice in the ensemble", "name each run once")
     data = _shared_data(found)
+    require_split(data, split, found[0].path)
     images = data.load((split,), data_root)
     if data.changed(images):
         observer.note(f"these {split} images are not the ones that the training saw")
@@ -148,7 +151,10 @@ def _shared_data(found: list[Run]) -> DataRecord:
         }
         for what, (ours, theirs) in facts.items():
             if ours != theirs:
-                raise UserError(f"{found[0].path} and {run.path} have other {what}, and cannot form one ensemble")
+                raise UserError(
+                    f"{found[0].path} and {run.path} have different {what}, and cannot form one ensemble",
+                    "name runs that were trained on the same data set",
+                )
     return first
 
 

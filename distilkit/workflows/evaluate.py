@@ -11,7 +11,7 @@ from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
 from distilkit.observer import Observer
-from distilkit.run import open_model
+from distilkit.run import DataRecord, open_model
 
 SplitName = Literal["train", "validation", "test"]
 BATCH_SIZE = 250
@@ -33,8 +33,7 @@ def evaluate(
     `interval95`: Wilson's 95 % interval of the top-1 error. Raises `UserError` for what is not there.
     """
     found, model = open_model(path, runs, member=member, checkpoint=checkpoint)
-    if split == "validation" and not model.data.validation:
-        raise UserError(f"{found.path} held no validation images out", "use --split test or --split train")
+    require_split(model.data, split, found.path)
     data = model.data.load((split,), data_root)
     changed = model.data.changed(data)
     if changed:
@@ -54,6 +53,12 @@ def evaluate(
         "calibration_error": figures.calibration_error,
         "per_class_error": dict(zip(model.data.classes, figures.per_class_error, strict=True)),
     }
+
+
+def require_split(data: DataRecord, split: SplitName, path: Path) -> None:
+    """Raise `UserError` for validation images where none were held out."""
+    if split == "validation" and not data.validation:
+        raise UserError(f"{path} held no validation images out", "use --split test or --split train")
 
 
 @torch.inference_mode()

@@ -66,6 +66,8 @@ def export(
     images = data.load(("test",), data_root).splits["test"].images[:PARITY_IMAGES]
     size = (data.channels, data.size, data.size)
     target = output or source / "exports" / f"{mode if member is None else member}.{format}"
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; the export is one file", f"name it: --output {target}/model.{format}")
     unchecked = target.with_name(f"{target.stem}.unchecked{target.suffix}")
     with writable(target.parent):
         observer.note(f"exporting {source} ({mode}) to {format}")

@@ -25,6 +25,7 @@ def prune_branches(
     member: str | None,
     checkpoint: str | None,
     output: Path | None,
+    data_root: str | None,
     observer: Observer,
 ) -> dict[str, Any]:
     """Write `model.safetensors` and `config.json` of one member, the leader unless `member` names another.
@@ -37,7 +38,7 @@ def prune_branches(
     name = member or learner.leader
     state = learner.group.member_state_dict(name)
     pruned = stock_classifier(run.recipe.model, run.data, state)
-    difference = _difference(learner.group, name, pruned, run.data, observer)
+    difference = _difference(learner.group, name, pruned, run.data, data_root, observer)
     if difference != 0.0:
         raise RuntimeError(f"the pruned {name} differs from the one in the group by {difference}; nothing was written")
     images = torch.zeros(1, run.data.channels, run.data.size, run.data.size)
@@ -76,8 +77,10 @@ def prune_branches(
 
 
 @torch.inference_mode()
-def _difference(group: Group, member: str, pruned: Classifier, data: DataRecord, observer: Observer) -> float:
-    split = data.load(("test",)).splits["test"]
+def _difference(
+    group: Group, member: str, pruned: Classifier, data: DataRecord, data_root: str | None, observer: Observer
+) -> float:
+    split = data.load(("test",), data_root).splits["test"]
     group.to(memory_format=torch.channels_last)
     index, largest, done = group.members.index(member), 0.0, 0
     for images, _ in evaluation_batches(split, BATCH_SIZE, torch.device("cpu")):

@@ -79,10 +79,14 @@ def robustness(
     with writable(output or models[0].path / "robustness") as folder:
         document["files"] = [
             str(folder / "robustness.json"),
-            *map(str, plot_curves(document["runs"], folder / "robustness", settings.statistics)),
+            *map(str, _plots(document["runs"], folder, settings)),
         ]
         write_json(folder / "robustness.json", document)
     return document
+
+
+def _plots(runs: list[dict[str, Any]], folder: Path, settings: Settings) -> list[Path]:
+    return plot_curves(runs, folder / "robustness", settings.statistics, settings.directions_kind)
 
 
 def _curves(
@@ -164,12 +168,14 @@ def _checked(run: dict[str, Any], threshold: Threshold) -> dict[str, Any]:
 
 
 def _check(settings: Settings, threshold: Threshold | None) -> None:
-    for name in ("directions", "images"):
+    for name in ("directions", "images", "steps"):
         if getattr(settings, name) < 1:
-            raise UserError(f"--{name} must be 1 or more, not {getattr(settings, name)}")
+            raise UserError(f"--{name} must be 1 or more, not {getattr(settings, name)}", f"--{name} 5")
     if settings.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {settings.seed}")
+        raise UserError(f"--seed must be 0 or more, not {settings.seed}", "--seed 0")
+    if not (math.isfinite(settings.max_distance) and settings.max_distance > 0):
+        raise UserError(f"--max-distance must be above 0, not {settings.max_distance:g}", "--max-distance 5")
     if threshold and not math.isfinite(threshold.max_increase):
-        raise UserError(f"--max-increase must be a number of points, not {threshold.max_increase}")
-    if threshold and threshold.at <= 0:
-        raise UserError(f"--at must be a magnitude above 0, not {threshold.at:g}")
+        raise UserError(f"--max-increase must be a number of points, not {threshold.max_increase}", "--max-increase 5")
+    if threshold and not (math.isfinite(threshold.at) and threshold.at > 0):
+        raise UserError(f"--at must be a magnitude above 0, not {threshold.at:g}", "--at 2")

@@ -4,6 +4,7 @@ import contextlib
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,20 @@ from distilkit.learner import Learner
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.report.card import write_card
-from distilkit.run import Run, data_record, written_by_us_alone
+from distilkit.run import Run, data_record, spec_record, written_by_us_alone
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import precision as precisions
 from distilkit.training.build import build_learner, placed
 from distilkit.training.interrupt import Interrupted
-from distilkit.training.processes import from_main, join, make_accelerator
+from distilkit.training.processes import from_main, join, lost_ones_named, make_accelerator
+from distilkit.training.teacher import Teacher
 from distilkit.training.trainer import Trainer, check_settings
+from distilkit.workflows.teachers import open_teacher, resolve_teacher
 
 PACKAGES = ("torch", "torchvision", "accelerate", "fvcore", "onnx", "onnxruntime", "safetensors", "numpy")
 
 
-def dry_run(recipe: Recipe) -> dict[str, Any]:
+def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     """What a training of this recipe would build and cost, from the data set's known shape; trains and writes nothing.
 
     FLOPs in the papers' convention: 2 for each multiply-add of convolutions and linear layers, one image.
@@ -40,7 +43,14 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     with placed(recipe):
         spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root), recipe.data.image_size)
     learner = build_learner(recipe, spec)
-    cost = learner_cost(learner, spec.channels, spec.size)
+    note = None
+    try:
+        with placed(recipe):
+            teacher = _teacher(resolve_teacher(recipe, runs), spec)
+    except UserError as error:
+        # A chain of recipes can be looked at before its teacher is trained; its cost is then the students' alone.
+        teacher, note = None, error.faults[0].problem
+    cost = learner_cost(learner, spec.channels, spec.size, teacher)
     present, where = datasets.presence(recipe.data.dataset, Path(recipe.data.root), download=recipe.data.download)
     return {
         "recipe": recipe.name,
@@ -53,10 +63,12 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         "parts": {name: {"parameters": part.parameters, "flops": part.flops} for name, part in cost.parts.items()},
         "uncounted": cost.train.uncounted,
         "data": {"dataset": spec.name, "classes": len(spec.classes), "present": present, "where": where},
+        "teacher_missing": note,
         "epochs": recipe.train.epochs,
     }
 
 
+@lost_ones_named()
 def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Observer) -> dict[str, Any]:
     """Train a recipe from its beginning in a new folder below `runs`; returns the run's final figures.
 
@@ -68,8 +80,11 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     with placed(recipe):
         spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root), recipe.data.image_size)
         precisions.check(recipe.train.precision, here.device)
+        recipe = resolve_teacher(recipe, runs)
     learner = build_learner(recipe, spec)
-    cost = learner_cost(learner, spec.channels, spec.size)
+    with placed(recipe):
+        teacher = _teacher(recipe, spec)
+    cost = learner_cost(learner, spec.channels, spec.size, teacher)
     with here.main_process_first():
         data = _load(recipe)
     _normalise_for(learner, data)
@@ -100,7 +115,9 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
             },
         )
         path = run.path
-    return _fit(Run.open(from_main(path)), learner, data, device, None, observer)
+    run = Run.open(from_main(path))
+    with _alone(run, here):
+        return _fit(run, learner, data, device, None, (), observer)
 
 
 def train_seeds(
@@ -131,6 +148,7 @@ def train_seeds(
     }
 
 
+@lost_ones_named()
 def resume(
     path: Path, *, device: str, observer: Observer, recipe: Recipe | None = None, accept_changes: bool = False
 ) -> dict[str, Any]:
@@ -142,22 +160,48 @@ def resume(
     """
     here = join(device)
     run = Run.open(path)
-    if run.record.get("state") == "done":
-        observer.note(f"{path} is finished already; there is nothing to resume")
-        return result(run)
-    if recipe is not None and (changes := run.recipe.differences(recipe)):
+    if run.record.get("state") != "done":
+        with _alone(run, here):
+            # Another training may have written to it until we held the lock.
+            run = Run.open(path)
+            if run.record.get("state") != "done":
+                return _continue(run, recipe, accept_changes, here, device, observer)
+    observer.note(f"{path} is finished already; there is nothing to resume")
+    return result(run)
+
+
+def result(run: Run) -> dict[str, Any]:
+    """The figures that a run ended with, as `train --json` prints them."""
+    final = run.record["final"]
+    return {"run": str(run.path), "state": run.record["state"], **final}
+
+
+def _alone(run: Run, here: PartialState) -> contextlib.AbstractContextManager[None]:
+    """The run's lock, which the main process holds for all."""
+    return written_by_us_alone(run) if here.is_main_process else contextlib.nullcontext()
+
+
+def _continue(
+    run: Run, recipe: Recipe | None, accept_changes: bool, here: PartialState, device: str, observer: Observer
+) -> dict[str, Any]:
+    path, saved = run.path, run.newest_whole_checkpoint(observer)
+    changes = [] if recipe is None else run.recipe.differences(recipe)
+    if recipe is not None and changes:
         if not accept_changes:
             raise UserError(
                 f"{path} was begun with another recipe: {'; '.join(changes)}",
                 "leave RECIPE and --set out to continue with the run's own, or add --accept-changes",
+            )
+        if saved is None:
+            raise UserError(
+                f"{path} has no checkpoint that a changed recipe could go on from: {'; '.join(changes)}",
+                "train the changed recipe from its beginning: leave --resume out",
             )
         observer.note(f"continuing with a changed recipe: {'; '.join(changes)}")
         if recipe.train.precision == "auto":
             settings = recipe.train.model_copy(update={"precision": run.recipe.train.precision})
             recipe = recipe.model_copy(update={"train": settings})
         run.recipe = recipe
-        if here.is_main_process:
-            run.change_recipe(recipe, changes)
     with placed(run.recipe):
         precisions.check(run.recipe.train.precision, here.device)
     learner = build_learner(run.recipe, run.data.spec())
@@ -169,13 +213,7 @@ def resume(
             f"the images of {' and '.join(changed)} are not the ones that {path} began with",
             "put the data back as it was, or train anew",
         )
-    return _fit(run, learner, data, device, run.newest_whole_checkpoint(observer), observer)
-
-
-def result(run: Run) -> dict[str, Any]:
-    """The figures that a run ended with, as `train --json` prints them."""
-    final = run.record["final"]
-    return {"run": str(run.path), "state": run.record["state"], **final}
+    return _fit(run, learner, data, device, saved, changes, observer)
 
 
 def _fit(
@@ -184,6 +222,7 @@ def _fit(
     data: ImageData,
     device: str,
     saved: checkpoints.Checkpoint | None,
+    changes: Sequence[str],
     observer: Observer,
 ) -> dict[str, Any]:
     recipe = run.recipe
@@ -193,26 +232,31 @@ def _fit(
         observer = Observer()
     with placed(recipe):
         check_settings(recipe, len(data.splits["train"].labels), accelerator.device, accelerator.num_processes)
-    trainer = Trainer(recipe, learner, data, accelerator, run.path, observer)
-    with written_by_us_alone(run) if main else contextlib.nullcontext():
-        if saved:
-            trainer.restore(saved)
-        observer.training_started(_plan(run, trainer))
+        teacher = open_teacher(recipe, run.data)
+    trainer = Trainer(recipe, learner, data, accelerator, run.path, observer, teacher)
+    if saved:
+        trainer.restore(saved)
+    if changes and main:
+        # Not before: a recipe that the checkpoint does not fit must not become the run's.
+        run.change_recipe(recipe, changes)
+    observer.training_started(_plan(run, trainer))
+    if main:
+        run.update(state="running")
+    try:
+        trainer.fit()
+    except BaseException as error:
         if main:
-            run.update(state="running")
-        try:
-            trainer.fit()
-        except BaseException as error:
-            if main:
-                # A folder that cannot be written must not hide what went wrong.
-                with contextlib.suppress(UserError):
-                    run.update(state="interrupted" if isinstance(error, Interrupted) else "failed")
-            raise
-        finally:
-            observer.training_finished()
-        if main:
-            run.update(state="done", final=_final(run, learner))
-            write_card(run)
+            # A folder that cannot be written must not hide what went wrong.
+            with contextlib.suppress(UserError):
+                run.update(state="interrupted" if isinstance(error, Interrupted) else "failed")
+        raise
+    finally:
+        observer.training_finished()
+    if main:
+        # "done" comes last: nobody resumes a run that says so.
+        run.record["final"] = _final(run, learner)
+        write_card(run)
+        run.update(state="done")
     accelerator.wait_for_everyone()
     return result(Run.open(run.path))
 
@@ -300,6 +344,12 @@ def _with_precision(
     chosen, seconds = from_main(found)
     settings = recipe.train.model_copy(update={"precision": chosen})
     return recipe.model_copy(update={"train": settings}), seconds
+
+
+def _teacher(recipe: Recipe, spec: datasets.DataSpec) -> Teacher | None:
+    """The teacher, before any data is read: an image folder's constants are not known then, nor needed to count."""
+    mean, std = spec.mean or (0.0,) * spec.channels, spec.std or (1.0,) * spec.channels
+    return open_teacher(recipe, spec_record(recipe, replace(spec, mean=mean, std=std)))
 
 
 def _costs(cost: LearnerCost) -> dict[str, Any]:

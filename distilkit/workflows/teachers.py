@@ -1,0 +1,131 @@
+"""Opening the teachers that a recipe names. Training alone does this."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distilkit.errors import SettingError, UserError
+from distilkit.recipe import ModelSection, Recipe, TeacherSection
+from distilkit.run import DataRecord, PrunedModel, Run, find, finished_runs, load_weights, stock_classifier
+from distilkit.training.teacher import Teacher
+
+
+def resolve_teacher(recipe: Recipe, runs: Path) -> Recipe:
+    """The recipe with its teachers' runs named by their folders, so that a resumed run opens the same ones.
+
+    A name that is no folder means the newest finished run of that recipe below `runs`. Raises `SettingError` saying
+    what is missing where there is none.
+    """
+    if recipe.teacher is None or recipe.teacher.run is None:
+        return recipe
+    paths = tuple(str(_run_folder(name, runs)) for name in _names(recipe.teacher))
+    teacher = recipe.teacher.model_copy(update={"run": paths if len(paths) > 1 else paths[0]})
+    return recipe.model_copy(update={"teacher": teacher})
+
+
+def open_teacher(recipe: Recipe, data: DataRecord) -> Teacher | None:
+    """The teacher of a recipe, frozen, on the CPU; None where it has none.
+
+    Raises `SettingError` on "teacher.run" or "teacher.weights" where it cannot be opened or does not know the data's
+    classes, all of them, in their order.
+    """
+    section = recipe.teacher
+    if section is None:
+        return None
+    if section.run is None:
+        assert section.architecture is not None
+        assert section.weights is not None
+        network = ModelSection(architecture=section.architecture)
+        file = Path(section.weights)
+        try:
+            return Teacher([stock_classifier(network, data, _weights(file), file)])
+        except SettingError as error:
+            # The architecture is the teacher's here, not the student's.
+            raise SettingError("teacher.architecture", error.problem, error.hint) from error
+        except UserError as error:
+            raise SettingError("teacher.weights", error.problem, error.hint) from error
+    models = []
+    for name in _names(section):
+        try:
+            found = find(Path(name), Path(name).parent)
+            model = found.model()
+        except UserError as error:
+            raise SettingError(
+                "teacher.run", f"the teacher {name} cannot be opened: {error.problem}", error.hint
+            ) from error
+        _check_same_task(name, model.data, data)
+        models.append(model.classifier)
+    return Teacher(models)
+
+
+def _names(section: TeacherSection) -> tuple[str, ...]:
+    assert section.run is not None
+    return (section.run,) if isinstance(section.run, str) else section.run
+
+
+def _run_folder(name: str, runs: Path) -> Path:
+    path = Path(name)
+    if path.exists():
+        found = find(path, runs)
+        if isinstance(found, PrunedModel) or found.record.get("state") == "done":
+            return path
+        raise SettingError(
+            "teacher.run",
+            f"the teacher {name} has not finished its training",
+            f"continue it first: distilkit train --resume {name}",
+        )
+    try:
+        candidates: list[Run] = [run for run in finished_runs(runs) if run.recipe.name == name]
+    except UserError:
+        candidates = []
+    if not candidates:
+        raise SettingError(
+            "teacher.run",
+            f"the teacher is not there yet: {name!r} is neither a folder nor the recipe of a finished run in {runs}/",
+            f"train the teacher first: distilkit train {name}",
+        )
+    return candidates[-1].path
+
+
+def _check_same_task(name: str, theirs: DataRecord, ours: DataRecord) -> None:
+    for what, taught, needed in (
+        ("classes", theirs.classes, ours.classes),
+        ("channels", theirs.channels, ours.channels),
+        ("image size", theirs.size, ours.size),
+    ):
+        if taught != needed:
+            if isinstance(taught, tuple) and isinstance(needed, tuple):
+                same = sorted(taught) == sorted(needed)
+                detail = (
+                    "the same ones in another order" if same else f"{len(taught)} instead of {len(needed)}, or others"
+                )
+            else:
+                detail = f"{taught} instead of {needed}"
+            raise SettingError(
+                "teacher.run",
+                f"the teacher {name} was trained for other images: its {what} differ ({detail})",
+                "a teacher must have been trained on the student's data set",
+            )
+
+
+def _weights(file: Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` file, or of a state dict in a `.pth` file that cannot execute code."""
+    if file.suffix == ".safetensors":
+        return load_weights(file)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"the weights {file} are not there") from None
+    except Exception as error:
+        # torch's unpickler refuses in many ways what could execute code, and reads damaged files in as many.
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the weights {file} cannot be read without executing what is in them: {reason}",
+            "save the state dict alone, best with safetensors.torch.save_file",
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"the weights {file} are not a state dict: names and tensors, nothing else")
+    return {str(name): value for name, value in state.items()}
