@@ -239,6 +239,11 @@ class Run:
         """Folder of the run's checkpoints."""
         return self.path / CHECKPOINTS
 
+    @property
+    def snapshots(self) -> list[str]:
+        """The checkpoints that a snapshot schedule kept: `cycle_1` and so on; none with another schedule."""
+        return [name for name in checkpoints.pointers(self.checkpoints) if name.startswith("cycle_")]
+
     def metrics(self) -> list[dict[str, Any]]:
         """metrics.jsonl, a dictionary per finished epoch."""
         return log.read(self.path / METRICS)
@@ -249,17 +254,18 @@ class Run:
         write_json(self.path / RECORD, self.record)
 
     def checkpoint(self, name: str | None = None) -> Path:
-        """The folder of a checkpoint: `last`, `best` or `step_N`; by default `best` where there is one, else `last`.
+        """The folder of a checkpoint: `last`, `best`, a snapshot's `cycle_N`, or `step_N`.
 
-        Raises `UserError` naming those that there are.
+        Without a name `best` where there is one, else `last`. Raises `UserError` naming those that there are.
         """
         have = checkpoints.names(self.checkpoints)
         if name is None:
             name = "best" if checkpoints.pointed(self.checkpoints, "best") else "last"
-        pointed = checkpoints.pointed(self.checkpoints, name) if name in ("last", "best") else name
+        known = checkpoints.pointers(self.checkpoints)
+        pointed = checkpoints.pointed(self.checkpoints, name) if name in ("last", "best", *known) else name
         if pointed not in have:
             why = "has no checkpoint yet" if not have else f"has no checkpoint {name!r}"
-            hint = f"it has: {', '.join(have)}" if have else "train it further with distilkit train --resume"
+            hint = f"it has: {', '.join([*known, *have])}" if have else "train it further with distilkit train --resume"
             if name == "best" and have:
                 hint += "; `best` is chosen on a validation split, and the recipe holds none out"
             raise UserError(f"{self.path} {why}", hint)

@@ -11,17 +11,23 @@ def diversity(logits_SNC: Tensor) -> float | None:
     """Mean Euclidean distance between two members' predictions (Chen et al. 2020, OKDDip's diversity measurement).
 
     Predictions are softmax outputs at T = 1; the mean is over images and unordered pairs of members; between 0 and
-    sqrt(2). None for a single member, which has no pair. Computed in float32 or better from the differences
-    themselves, not from a product of matrices, which would lose half the digits where members nearly agree.
+    sqrt(2). None for a single member, which has no pair.
+    """
+    return None if len(logits_SNC) < 2 else float(distances(logits_SNC).mean())
+
+
+def distances(logits_SNC: Tensor) -> Tensor:
+    """For each image the mean over unordered pairs of members of that distance, float64 [N]; two members or more.
+
+    Computed in float32 or better from the differences themselves, not from a product of matrices, which would lose
+    half the digits where members nearly agree. Nothing here waits for the device.
     """
     members = logits_SNC.shape[0]
-    if members < 2:
-        return None
     dtype = torch.promote_types(logits_SNC.dtype, torch.float32)
     probabilities_NSC = logits_SNC.to(dtype).softmax(-1).transpose(0, 1)
     distances_NSS = torch.cdist(probabilities_NSC, probabilities_NSC, compute_mode="donot_use_mm_for_euclid_dist")
     first, second = torch.triu_indices(members, members, offset=1, device=logits_SNC.device)
-    return float(distances_NSS[:, first, second].mean(dtype=torch.float64))
+    return distances_NSS[:, first, second].mean(-1, dtype=torch.float64)
 
 
 def agreement(logits_SNC: Tensor) -> Tensor:

@@ -10,29 +10,35 @@ from torch import Tensor, nn
 from distilkit.analysis.cost import Cost, measure
 from distilkit.group import BranchGroup, NetworkGroup
 from distilkit.learner import Learner
+from distilkit.outputs import GroupOutput
 from distilkit.split import Part
 
 
 @dataclass(frozen=True)
 class LearnerCost:
-    """`train`: trunk once, every student, the method's own parts. `deploy`: the leader alone. `parts`: each by name."""
+    """Costs of one image.
+
+    `train`: trunk once, every student, the method's own parts, one forward of the teacher. `deploy`: the leader alone.
+    `ensemble`: what the method's own ensemble needs, None where it has none. `parts`: each by name.
+    """
 
     train: Cost
     deploy: Cost
+    ensemble: Cost | None
     parts: dict[str, Cost]
 
 
 class TrainingNetwork(nn.Module):
-    """A learner's forward pass without its losses, as one module that fvcore can trace."""
+    """All that training computes of a learner, without its losses, as one module that fvcore can trace."""
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
         self.learner = learner
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of the members and then the method's own ensemble, [S (+ 1), B, C]."""
-        members_SBC, ensemble_BC = self.learner.predict(images)
-        return members_SBC if ensemble_BC is None else torch.cat([members_SBC, ensemble_BC[None]])
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits of the members [S, B, C], and what the method computes to weigh them."""
+        outputs: GroupOutput = self.learner.group(images)
+        return outputs.logits_SBC, *self.learner.method.weights(outputs).values()
 
 
 class _Logits(nn.Module):
@@ -70,10 +76,15 @@ def learner_cost(learner: Learner, channels: int, size: int, teacher: nn.Module 
     parameters = sum(p.numel() for p in learner.method.parameters() if p.requires_grad)
     if rest or parameters:
         parts["method"] = Cost(parameters=parameters, multiply_adds=rest, flops=2 * rest, uncounted={})
+    ensemble = None
+    if learner.method.ensemble_name:
+        needed = [*learner.method.peers(group.members), *(name for name in ("trunk",) if name in parts)]
+        needed += ["method"] if learner.method.ensemble_is_learned else []
+        ensemble = _sum(parts[name] for name in needed)
     if teacher is not None:
         parts["teacher"] = measure(teacher, images)
         train = replace(_sum([train, parts["teacher"]]), parameters=train.parameters)
-    return LearnerCost(train, deploy, parts)
+    return LearnerCost(train, deploy, ensemble, parts)
 
 
 def _sum(costs: Iterable[Cost]) -> Cost:

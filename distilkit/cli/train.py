@@ -135,6 +135,9 @@ def _show_plan(document: dict[str, Any]) -> None:
     rows = [
         [name, f"{part['parameters']:,}", console.scientific(part["flops"])] for name, part in document["parts"].items()
     ]
+    if flops["ensemble"] is not None:
+        cells = [f"{parameters['ensemble']:,}", console.scientific(flops["ensemble"])]
+        rows.append([f"ensemble, {document['ensemble']} (TeCost)", *cells])
     rows += [
         ["whole, in training (TrCost)", f"{parameters['train']:,}", console.scientific(flops["train"])],
         [f"deployed: {document['leader']} (TeCost)", f"{parameters['deploy']:,}", console.scientific(flops["deploy"])],

@@ -25,7 +25,7 @@ class MethodLosses(NamedTuple):
 class MethodOptions(BaseModel):
     """The keys a recipe's `[method]` section may have; each method adds its own."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     name: str
 
@@ -49,6 +49,9 @@ class Method(nn.Module, ABC):
 
     ensemble_name: str | None = None
     """What the method's own ensemble is called in results; None where there is none (a single student)."""
+
+    ensemble_is_learned: bool = False
+    """Whether the ensemble needs the method's own parameters, which then are deployed with it."""
 
     @abstractmethod
     def __init__(self, options: Any, shape: GroupShape, label_smoothing: float = 0.0) -> None:

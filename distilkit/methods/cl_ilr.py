@@ -9,6 +9,7 @@ OKDDip's code has a = b = 1, T = 3, and targets that keep their gradient: the de
 a = b = 0.5 (its beta) and T = 2.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -34,6 +35,15 @@ class ClIlrOptions(MethodOptions):
     min_students: ClassVar[int] = 2
     allowed_kinds: ClassVar[tuple[GroupKind, ...]] = ("branches",)
 
+    def faults(self, kind: GroupKind, students: int) -> Iterator[tuple[str, str, str | None]]:
+        """Something must be learned from."""
+        if not (self.label_weight or self.distillation_weight):
+            yield (
+                "method.label_weight",
+                "label_weight and distillation_weight are both 0, so that nothing is learned",
+                "leave label_weight out",
+            )
+
 
 class ClIlr(Method):
     """Collaborative learning of branches; the ensemble is the mean of their logits."""
@@ -48,8 +58,10 @@ class ClIlr(Method):
     def forward(self, outputs: GroupOutput, labels_B: Tensor, ramp: float | Tensor) -> MethodLosses:
         """The sum above for one batch; `ramp` is w. Terms are unweighted, in nats. Rescales the trunk's gradient."""
         logits_SBC, students = outputs.logits_SBC, len(outputs.members)
-        if outputs.trunk is not None and outputs.trunk.requires_grad:
-            # Called once, with the sum of what all branches send back.
+        if outputs.trunk is not None and outputs.trunk.requires_grad and not hasattr(outputs.trunk, "is_rescaled"):
+            # The hook is called once, with the sum of what all branches send back. Marked, so that looking at the
+            # losses of the same outputs twice does not divide twice.
+            outputs.trunk.is_rescaled = True  # type: ignore[attr-defined]
             outputs.trunk.register_hook(lambda gradient: gradient / students)  # type: ignore[no-untyped-call]
         labels = cross_entropy(logits_SBC, labels_B, self.label_smoothing)
         target_SBC = leave_one_out_mean(logits_SBC.detach() if self.options.detach_target else logits_SBC)

@@ -74,6 +74,14 @@ class OkddipOptions(MethodOptions):
                 f"{self.peer_targets!r} has none to learn",
                 'use target_gradient = "full" or "leader-detached"',
             )
+        if self.target_gradient == "leader-detached" and not self.leader:
+            yield (
+                "method.target_gradient",
+                "'leader-detached' detaches the leader's target, and leader = false has none",
+                'use target_gradient = "full" or "attention-only"',
+            )
+        if self.mix == "probabilities" and self.peer_targets == "entropy" and not self.leader:
+            yield ("method.mix", "peer_targets = 'entropy' without a leader mixes nothing", "leave mix out")
 
 
 class Okddip(Method):
@@ -95,7 +103,7 @@ class Okddip(Method):
             self.W_L = nn.Linear(width, width // REDUCTION, bias=False)
             self.W_E = nn.Linear(width, width // REDUCTION, bias=False)
         elif options.peer_targets == "symmetric":
-            _shared_width(shape, len(self.peers(shape.members)))
+            _shared_width(shape, len(self.peers(shape.members)), least=1)
 
     @staticmethod
     def member_names(options: OkddipOptions, students: int) -> tuple[str, ...]:
@@ -162,7 +170,7 @@ class Okddip(Method):
             log_alpha_AAB = _equal_shares(peers_ABC, count)
         elif self.options.peer_targets == "random":
             # Anew for every image and step; the paper does not say from which distribution.
-            log_alpha_AAB = torch.randn(count, count, images, device=peers_ABC.device).log_softmax(1)
+            log_alpha_AAB = torch.randn_like(wide(peers_ABC)[..., 0].expand(count, count, images)).log_softmax(1)
         else:
             log_alpha_AAB = self._log_attention(outputs)
         return self._mixed(peers_ABC, log_alpha_AAB)
@@ -183,7 +191,7 @@ def _equal_shares(peers_ABC: Tensor, mixtures: int) -> Tensor:
     return wide(peers_ABC).new_full((mixtures, count, images), -math.log(count))
 
 
-def _shared_width(shape: GroupShape, peers: int) -> int:
+def _shared_width(shape: GroupShape, peers: int, least: int = REDUCTION) -> int:
     widths = set(shape.feature_widths[:peers])
     if len(widths) > 1:
         raise SettingError(
@@ -192,10 +200,10 @@ def _shared_width(shape: GroupShape, peers: int) -> int:
             'set method.peer_targets = "mean", or use one architecture for all students',
         )
     width = widths.pop()
-    if width < REDUCTION:
+    if width < least:
         raise SettingError(
             "method.peer_targets",
-            f"attention needs features of at least {REDUCTION} numbers, not {width}",
+            f"attention needs features of at least {least} numbers, not {width}",
             'set method.peer_targets = "mean", or use a wider network',
         )
     return width

@@ -100,6 +100,7 @@ class One(Method):
         self.label_smoothing = label_smoothing
         students = len(shape.members)
         self.gate = Gate(_gate_width(shape), students) if options.gate and students > 1 else None
+        self.ensemble_is_learned = self.gate is not None
         self.ensemble_name = None if students == 1 else "gated" if options.gate else "mean_of_logits"
 
     def forward(self, outputs: GroupOutput, labels_B: Tensor, ramp: float | Tensor) -> MethodLosses:

@@ -5,7 +5,8 @@
 
 A folder is written beside its place, flushed, and renamed only when it is complete; after that the pointer is replaced
 atomically. A process killed at any moment leaves the pointers on complete folders. `state.json` holds the SHA-256 of
-every other file, so that a damaged one is known before anything is loaded from it. No format here can execute code.
+every other file and of what it says itself, so that a damaged one is known before anything is loaded from it. No format
+here can execute code.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from distilkit.errors import UserError
 
 STATE = "state.json"
 FORMAT = 1
+_CHANGED = "its contents do not match their digest: it was cut short or changed"
 PARTS = ("group", "method", "optimizer", "raw")
 # What an optimizer keeps for a parameter.
 _ENTRIES: dict[type[torch.optim.Optimizer], set[str]] = {
@@ -46,10 +48,10 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(folder: Path, name: str, checkpoint: Checkpoint, pins: Mapping[str, str], *, keep: int = 2) -> Path:
+def save(folder: Path, name: str, checkpoint: Checkpoint, pins: Mapping[str, str]) -> Path:
     """Write `folder/name` completely, then point `last` at it, and whichever of `pins` (pointer -> name) names it.
 
-    Of the others the newest `keep` stay, and those that a pointer names.
+    Of the older ones the one that `last` named before stays, and those that a pointer names.
 
     Raises `UserError` when the folder cannot be written.
     """
@@ -64,6 +66,7 @@ def save(folder: Path, name: str, checkpoint: Checkpoint, pins: Mapping[str, str
             digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
             _flush(file)
         state = {"format": FORMAT, **checkpoint.state, "sha256": digests}
+        state["digest"] = _digest(state)
         (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         _flush(partial / STATE)
         _flush(partial)
@@ -72,6 +75,7 @@ def save(folder: Path, name: str, checkpoint: Checkpoint, pins: Mapping[str, str
             shutil.rmtree(target)
         partial.rename(target)
         _flush(folder)
+        before = pointed(folder, "last")
         point(folder, "last", name)
         for pointer in [pointer for pointer, target in pins.items() if target == name]:
             point(folder, pointer, name)
@@ -81,7 +85,7 @@ def save(folder: Path, name: str, checkpoint: Checkpoint, pins: Mapping[str, str
             f"the checkpoint {target} could not be written: {getattr(error, 'strerror', None) or error}",
             "free space or choose another folder with --runs; the checkpoints written before are intact",
         ) from error
-    _remove_old(folder, keep)
+    _remove_older(folder, name, before)
     return target
 
 
@@ -116,6 +120,8 @@ def pointed(folder: Path, pointer: str) -> str | None:
 
 def pointers(folder: Path) -> list[str]:
     """What is named in a folder: `last`, `best` where a validation split chooses, `cycle_1` and so on of snapshots."""
+    if not folder.is_dir():
+        return []
     found = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     return sorted(found, key=lambda name: (name.rstrip("0123456789"), len(name), name))
 
@@ -153,7 +159,13 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{file} has format {state.get('format')!r}; this distilkit reads {FORMAT}", "update distilkit to read it"
         )
+    if state.pop("digest", None) != _digest(state):
+        raise _damaged(file, _CHANGED)
     return state
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _load_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -163,7 +175,7 @@ def _load_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, 
     except OSError as error:
         raise _damaged(file, error.strerror or str(error)) from error
     if digest != state["sha256"].get(name):
-        raise _damaged(file, "its contents do not match their digest: it was cut short or changed")
+        raise _damaged(file, _CHANGED)
     try:
         return load_file(file)
     except SafetensorError as error:
@@ -188,9 +200,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_old(folder: Path, keep: int) -> None:
-    spared = {pointed(folder, pointer) for pointer in pointers(folder)} | set(names(folder)[-keep:])
-    for name in names(folder):
+def _remove_older(folder: Path, newest: str, before: str | None) -> None:
+    # What lies between `before` and the newest is damaged: the training passed it over when it was resumed.
+    spared = {before, *(pointed(folder, pointer) for pointer in pointers(folder))}
+    every = names(folder)
+    for name in every[: every.index(newest)]:
         if name not in spared:
             shutil.rmtree(folder / name, ignore_errors=True)
 

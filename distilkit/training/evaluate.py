@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from distilkit.analysis.diversity import distances
 from distilkit.analysis.metrics import errors
 from distilkit.data.datasets import Split
 from distilkit.learner import Learner
@@ -18,27 +19,50 @@ def evaluate_members(learner: Learner, split: Split, accelerator: Accelerator) -
     """Errors in percent and the mean cross-entropy in nats of every member and of the ensemble, in eval mode and fp32.
 
     Every image counts once, whatever the number of processes. Returns
-    `{"errors": {name: {"top1", "top5"}}, "cross_entropy": {name: nats}}`. Restores the learner's mode.
+    `{"errors": {name: {"top1", "top5"}}, "cross_entropy": {name: nats}}`; with two peers or more `diversity`, their
+    mean distance (see `analysis.diversity`); and `weights`, the mean over images of what the method weighs students
+    with: ONE's gate [S], OKDDip's attention [A, A]. Restores the learner's mode.
     """
     was_training = learner.training
     learner.eval()
+    method, members = learner.method, learner.group.members
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    names = [*learner.group.members, *([learner.method.ensemble_name] if learner.method.ensemble_name else [])]
+    names = [*members, *([method.ensemble_name] if method.ensemble_name else [])]
+    peers = [members.index(name) for name in method.peers(members)]
     sums = torch.zeros(3, len(names), dtype=torch.float64, device=device)
-    for start in range(rank * BATCH_SIZE, len(split.labels), world * BATCH_SIZE):
+    distance = torch.zeros((), dtype=torch.float64, device=device)
+    weights: dict[str, Tensor] = {}
+    starts = range(0, len(split.labels), BATCH_SIZE)
+    # A process without a batch of its own looks at the first one, to know which weights there are; it counts nothing.
+    for start in starts[rank::world] or starts[:1]:
         images = split.images[start : start + BATCH_SIZE].to(device)
         labels = split.labels[start : start + BATCH_SIZE].to(device)
-        members_SBC, ensemble_BC = learner.predict(images)
-        logits = members_SBC if ensemble_BC is None else torch.cat([members_SBC, ensemble_BC[None]])
+        counts = float(start in starts[rank::world])
+        outputs = learner.group(images)
+        logits = outputs.logits_SBC
+        if method.ensemble_name:
+            logits = torch.cat([logits, method.ensemble(outputs)[None]])
         top1, top5 = errors(logits, labels)
-        sums += torch.stack([top1.double(), top5.double(), _cross_entropy(logits, labels)])
-    sums = accelerator.reduce(sums, "sum") / len(split.labels)
+        sums += counts * torch.stack([top1.double(), top5.double(), _cross_entropy(logits, labels)])
+        if len(peers) > 1:
+            distance += counts * distances(outputs.logits_SBC[peers]).sum()
+        for name, value in method.weights(outputs).items():
+            weights[name] = weights.get(name, 0.0) + counts * value.double().sum(0)
+    total = len(split.labels)
+    sums = accelerator.reduce(sums, "sum") / total
     learner.train(was_training)
     top1_error, top5_error, cross_entropy = (sums * sums.new_tensor([[100.0], [100.0], [1.0]])).tolist()
-    return {
+    result: dict[str, Any] = {
         "errors": {name: {"top1": top1_error[i], "top5": top5_error[i]} for i, name in enumerate(names)},
         "cross_entropy": {name: cross_entropy[i] for i, name in enumerate(names)},
     }
+    if len(peers) > 1:
+        result["diversity"] = float(accelerator.reduce(distance, "sum")) / total
+    if weights:
+        result["weights"] = {
+            name: (accelerator.reduce(value, "sum") / total).tolist() for name, value in weights.items()
+        }
+    return result
 
 
 def _cross_entropy(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:

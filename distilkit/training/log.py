@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,16 +22,25 @@ def finite(value: Any) -> Any:
     return value
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into words that help."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written: {error.strerror or error}",
+            "free space or choose another folder with --runs; the checkpoints written before are intact",
+        ) from error
+
+
 def append(file: Path, line: Mapping[str, Any]) -> None:
     """Add one line and have it written to the disk, where it must be before its checkpoint is.
 
     Raises `UserError` when the disk is full or the folder cannot be written.
     """
-    try:
-        with file.open("a", encoding="utf-8") as stream:
-            _write(stream, json.dumps(finite(line), allow_nan=False) + "\n")
-    except OSError as error:
-        raise _unwritable(file, error) from error
+    with writing(file), file.open("a", encoding="utf-8") as stream:
+        _write(stream, json.dumps(finite(line), allow_nan=False) + "\n")
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -58,22 +68,13 @@ def keep_until(file: Path, epoch: int) -> None:
     """
     kept = [line for line in read(file) if line["epoch"] <= epoch]
     partial = file.with_name(f".partial-{file.name}")
-    try:
+    with writing(file):
         with partial.open("w", encoding="utf-8") as stream:
             _write(stream, "".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(file)
-    except OSError as error:
-        raise _unwritable(file, error) from error
 
 
 def _write(stream: TextIO, text: str) -> None:
     stream.write(text)
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _unwritable(file: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{file} could not be written: {error.strerror or error}",
-        "free space or choose another folder with --runs; the checkpoints written before are intact",
-    )

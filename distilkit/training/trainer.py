@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from distilkit.analysis.diversity import distances
 from distilkit.data.datasets import ImageData
 from distilkit.data.resident import TrainingImages, epoch_order
 from distilkit.errors import SettingError, UserError
@@ -34,6 +35,7 @@ from distilkit.training.teacher import Teacher
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+TRACKER = "tensorboard"
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Progress:
 class _Pending(NamedTuple):
     """A step whose values have not been looked at: looking waits for the device.
 
-    `values`: losses times images, then wrong answers of every member; this process's share.
+    `values`: losses times images, wrong answers of every member, the peers' distances summed; this process's share.
     """
 
     step: int
@@ -147,6 +149,8 @@ class Trainer:
         self.parameter_names: dict[Tensor, str] = {parameter: name for name, parameter in named}
         self.rampup_epochs = resolve_epochs(getattr(recipe.method, "rampup_epochs", 0), settings.epochs)
         self.teacher = None if teacher is None else teacher.to(device).to(memory_format=torch.channels_last)
+        members = self.learner.group.members
+        self.peers = [members.index(name) for name in self.learner.method.peers(members)]
         self.progress = Progress()
         self.pending: list[_Pending] = []
         self.look_every = 1 if device.type == "cpu" else 50
@@ -168,17 +172,22 @@ class Trainer:
         settings = self.recipe.train
         if self.accelerator.is_main_process:
             log.keep_until(self.folder / METRICS, first_epoch)
-        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_epoch + 1}})
-        with (
-            stop_requests() as stop,
-            seeded(settings.seed, "training"),
-            deterministic(settings.deterministic),
-            lost_ones_named(self.folder),
-        ):
-            for epoch in range(first_epoch, settings.epochs):
-                self._epoch(epoch, stop)
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        with log.writing(self.folder / TRACKER):
+            self.accelerator.init_trackers(TRACKER, init_kwargs={TRACKER: {"purge_step": first_epoch + 1}})
+        try:
+            with (
+                stop_requests() as stop,
+                seeded(settings.seed, "training"),
+                deterministic(settings.deterministic),
+                lost_ones_named(self.folder),
+            ):
+                for epoch in range(first_epoch, settings.epochs):
+                    self._epoch(epoch, stop)
+        finally:
+            for tracker in self.accelerator.trackers:
+                # Every epoch's figures were flushed when they were logged, and that failed loudly.
+                with contextlib.suppress(OSError):
+                    tracker.finish()
 
     def _epoch(self, epoch: int, stop: StopRequest) -> None:
         recipe, per_epoch = self.recipe.train, self.steps_per_epoch
@@ -249,7 +258,11 @@ class Trainer:
                 accelerator.backward(output.loss * (len(labels) * world / count))
             wrong_S = (output.logits_SBC.detach().argmax(-1) != labels).sum(-1)
             losses = torch.stack([output.loss.detach(), *(term.detach() for term in output.terms.values())])
-            values.append(torch.cat([losses * len(labels), wrong_S.to(losses.dtype)]))
+            distance = (
+                distances(output.logits_SBC.detach()[self.peers]).sum() if len(self.peers) > 1 else losses.new_zeros(())
+            )
+            seen = torch.cat([wrong_S, distance[None]]).to(losses.dtype)
+            values.append(torch.cat([losses * len(labels), seen]))
             names = ("total", *output.terms)
         if recipe.train.clip_norm:
             accelerator.clip_grad_norm_(self.learner.parameters(), recipe.train.clip_norm)
@@ -277,7 +290,8 @@ class Trainer:
         names = self.pending[0].names
         values = self.accelerator.reduce(torch.stack([step.values for step in self.pending]), "sum").double().tolist()
         sums = self.progress.sums
-        keys = [*(f"loss/{name}" for name in names), *(f"wrong/{name}" for name in self.learner.group.members)]
+        members = self.learner.group.members
+        keys = [*(f"loss/{name}" for name in names), *(f"wrong/{name}" for name in members), "distance"]
         for pending, row in zip(self.pending, values, strict=True):
             if not all(math.isfinite(value) for value in row):
                 raise self._not_finite(pending.step, epoch, dict(zip(names, row, strict=False)))
@@ -307,7 +321,8 @@ class Trainer:
                     key.removeprefix("wrong/"): {"top1": 100 * sums[key] / images}
                     for key in sums
                     if key.startswith("wrong/")
-                }
+                },
+                **({"diversity": sums["distance"] / images} if len(self.peers) > 1 else {}),
             },
         }
 
@@ -325,7 +340,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             # The line before the checkpoint: were it the other way round, a kill between the two would lose the line.
             log.append(self.folder / METRICS, line)
-            self.accelerator.log(_flat(line), step=epoch)
+            with log.writing(self.folder / TRACKER):
+                self.accelerator.log(_flat(line), step=epoch)
         if best or cycle or epoch % self.recipe.train.checkpoint_epochs == 0 or epoch == self.recipe.train.epochs:
             self.save()
         self.observer.epoch_finished(line)
@@ -446,6 +462,6 @@ def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in line.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}/")
-        elif key not in ("epoch", "step"):
+        elif key not in ("epoch", "step") and isinstance(value, int | float):
             flat[prefix + key] = value
     return flat

@@ -38,8 +38,8 @@ def compare(paths: list[Path], runs: Path) -> dict[str, Any]:
                     "epochs": record["final"]["epochs"],
                     "top1_error": figures["top1"],
                     "interval95": list(wilson95(round(figures["top1"] * images / 100), images)),
-                    "parameters": record["parameters"]["train" if whole else "deploy"],
-                    "flops": record["flops"]["train" if whole else "deploy"],
+                    "parameters": record["parameters"]["ensemble" if whole else "deploy"],
+                    "flops": record["flops"]["ensemble" if whole else "deploy"],
                     "train_flops": record["flops"]["train"],
                 }
             )

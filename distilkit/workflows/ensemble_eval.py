@@ -1,19 +1,19 @@
 """`distilkit ensemble-eval`: every member, every ensemble, and how differently the members see the images."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from distilkit.analysis.cost import measure
 from distilkit.analysis.diversity import agreement, diversity
-from distilkit.analysis.learner_cost import TrainingNetwork
 from distilkit.analysis.metrics import evaluate_logits
+from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
+from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.run import DataRecord, Run, find_run
 from distilkit.workflows.evaluate import SplitName, choose_device, require_split
@@ -31,12 +31,14 @@ def ensemble_eval(
     device: str,
     observer: Observer,
 ) -> dict[str, Any]:
-    """Evaluate a run's members and ensembles on one split; several runs give their leaders as an N-net ensemble.
+    """Evaluate members and ensembles on one split.
 
-    Errors in percent, cross-entropy in nats. `mean`, `std`: over the members, sample deviation. `ensembles`: the
-    method's own; the mean of logits; the mean of probabilities; each of these means without one member ("leave-one-
-    out"). `diversity`: mean Euclidean distance between two members' softmax outputs (Chen et al. 2020). `agreement`:
-    fraction of images on which two members predict the same class.
+    The members are a run's students; or the snapshots of a run whose schedule kept them; or, of several runs, their
+    leaders (an N-net ensemble). Errors in percent, cross-entropy in nats. `mean`, `std`: over the members, sample
+    deviation. `ensembles`: the method's own; the mean of logits; the mean of probabilities; `leave_one_out`: these
+    means without one member. A leader that stands apart from its peers (OKDDip's) is no part of any ensemble.
+    `diversity`: mean Euclidean distance between two peers' softmax outputs (Chen et al. 2020). `agreement`: fraction
+    of images on which two members predict the same class. `flops`: TeCost of the ensemble and of one member.
 
     Raises `UserError` where there are fewer than two members, or the runs do not share data and classes.
     """
@@ -48,63 +50,100 @@ def ensemble_eval(
     images = data.load((split,), data_root)
     if data.changed(images):
         observer.note(f"these {split} images are not the ones that the training saw")
-    chosen = images.splits[split]
-    labels, where = chosen.labels, torch.device(choose_device(device))
-    names: list[str] = []
-    members: list[Tensor] = []
-    own: dict[str, Tensor] = {}
-    costs: list[int] = []
-    total, done = len(found) * len(labels), 0
-    for run in found:
-        learner = run.learner(checkpoint)
-        example = torch.zeros(1, data.channels, data.size, data.size)
-        if len(found) == 1:
-            costs.append(measure(TrainingNetwork(learner), example).flops)
-        else:
-            costs.append(run.record["flops"]["deploy"])
-        learner.to(where).to(memory_format=torch.channels_last)
-        member_parts, ensemble_parts = [], []
-        with torch.inference_mode():
-            for batch, _ in evaluation_batches(chosen, BATCH_SIZE, where):
-                logits_SBC, ensemble_BC = learner.predict(batch)
-                member_parts.append(logits_SBC.cpu())
-                if ensemble_BC is not None:
-                    ensemble_parts.append(ensemble_BC.cpu())
-                done += len(batch)
-                observer.progress("images", done, total)
-        logits_SNC = torch.cat(member_parts, dim=1)
-        if len(found) == 1:
-            names, members = list(learner.group.members), list(logits_SNC)
-            if learner.method.ensemble_name and ensemble_parts:
-                own[learner.method.ensemble_name] = torch.cat(ensemble_parts)
-        else:
-            names.append(_unique(run.path.name, names))
-            members.append(logits_SNC[learner.group.members.index(learner.leader)])
-    if len(members) < 2:
+    seen = _Images(images.splits[split], torch.device(choose_device(device)), observer)
+    if len(found) > 1:
+        members = _of_several_runs(found, checkpoint, seen)
+    elif found[0].snapshots:
+        members = _of_snapshots(found[0], checkpoint, seen)
+    else:
+        members = _of_one_run(found[0], checkpoint, seen)
+    if len(members.logits) < 2:
         raise UserError(
             f"{found[0].path} has a single student and no ensemble",
             "name several runs to evaluate them as one: distilkit ensemble-eval RUN RUN",
         )
-    stacked = torch.stack(members)
-    ensembles = own | {kind: mix(stacked) for kind, mix in MEANS.items()}
-    evaluated = {name: _figures(logits, labels) for name, logits in zip(names, stacked, strict=True)}
+    labels, names = seen.split.labels, list(members.logits)
+    peers_SNC = torch.stack([members.logits[name] for name in members.peers])
+    ensembles = members.own | {kind: mix(peers_SNC) for kind, mix in MEANS.items()}
+    evaluated = {name: _figures(logits, labels) for name, logits in members.logits.items()}
     errors = [figures["top1_error"] for figures in evaluated.values()]
+    agreeing = agreement(torch.stack(list(members.logits.values()))).tolist()
     return {
         "run": str(found[0].path) if len(found) == 1 else [str(run.path) for run in found],
         "split": split,
         "images": len(labels),
         "members": evaluated,
+        "peers": list(members.peers),
         "mean": statistics.fmean(errors),
         "std": statistics.stdev(errors),
         "ensembles": {name: _figures(logits, labels) for name, logits in ensembles.items()},
-        "leave_one_out": _leave_one_out(names, stacked, labels),
-        "diversity": diversity(stacked),
-        "agreement": {
-            name: dict(zip(names, row, strict=True))
-            for name, row in zip(names, agreement(stacked).tolist(), strict=True)
-        },
-        "flops": {"ensemble": sum(costs), "single": found[0].record["flops"]["deploy"]},
+        "leave_one_out": _leave_one_out(members.peers, peers_SNC, labels),
+        "diversity": diversity(peers_SNC),
+        "agreement": {name: dict(zip(names, row, strict=True)) for name, row in zip(names, agreeing, strict=True)},
+        "flops": {"ensemble": members.flops, "single": found[0].record["flops"]["deploy"]},
     }
+
+
+class _Members(NamedTuple):
+    """`logits`: [N, C] by member; `peers`: those that ensembles average; `own`: the method's own ensemble's logits.
+
+    `flops`: what the ensemble costs for one image, in the papers' convention.
+    """
+
+    logits: dict[str, Tensor]
+    peers: tuple[str, ...]
+    own: dict[str, Tensor]
+    flops: int
+
+
+class _Images:
+    """The images that everything is evaluated on."""
+
+    def __init__(self, split: Split, device: torch.device, observer: Observer) -> None:
+        self.split, self.device, self.observer = split, device, observer
+
+    @torch.inference_mode()
+    def predict(self, learner: Learner, what: str) -> tuple[Tensor, Tensor | None]:
+        """Logits of the members [S, N, C] and of the method's own ensemble [N, C], where it has one, on the CPU."""
+        learner.to(self.device).to(memory_format=torch.channels_last)
+        members, ensembles = [], []
+        for batch, _ in evaluation_batches(self.split, BATCH_SIZE, self.device):
+            logits_SBC, ensemble_BC = learner.predict(batch)
+            members.append(logits_SBC.cpu())
+            if ensemble_BC is not None:
+                ensembles.append(ensemble_BC.cpu())
+            done = sum(part.shape[1] for part in members)
+            self.observer.progress(f"images, {what}", done, len(self.split.labels))
+        return torch.cat(members, dim=1), torch.cat(ensembles) if ensembles else None
+
+
+def _of_one_run(run: Run, checkpoint: str | None, images: _Images) -> _Members:
+    learner = run.learner(checkpoint)
+    logits_SNC, own_NC = images.predict(learner, run.path.name)
+    names = learner.group.members
+    own = {} if own_NC is None else {str(learner.method.ensemble_name): own_NC}
+    flops = run.record["flops"]["ensemble"] or run.record["flops"]["deploy"]
+    return _Members(dict(zip(names, logits_SNC, strict=True)), learner.method.peers(names), own, flops)
+
+
+def _of_snapshots(run: Run, checkpoint: str | None, images: _Images) -> _Members:
+    if checkpoint is not None:
+        raise UserError(f"{run.path} is evaluated with all its snapshots", "leave --checkpoint out")
+    logits = {}
+    for name in run.snapshots:
+        learner = run.learner(name)
+        predicted, _ = images.predict(learner, name)
+        logits[name] = predicted[learner.group.members.index(learner.leader)]
+    return _Members(logits, tuple(logits), {}, len(logits) * run.record["flops"]["deploy"])
+
+
+def _of_several_runs(found: list[Run], checkpoint: str | None, images: _Images) -> _Members:
+    logits: dict[str, Tensor] = {}
+    for run in found:
+        learner = run.learner(checkpoint)
+        predicted, _ = images.predict(learner, run.path.name)
+        logits[_unique(run.path.name, list(logits))] = predicted[learner.group.members.index(learner.leader)]
+    return _Members(logits, tuple(logits), {}, sum(run.record["flops"]["deploy"] for run in found))
 
 
 def mean_of_logits(logits_SNC: Tensor) -> Tensor:
@@ -120,9 +159,11 @@ def mean_of_probabilities(logits_SNC: Tensor) -> Tensor:
 MEANS = {"mean_of_logits": mean_of_logits, "mean_of_probabilities": mean_of_probabilities}
 
 
-def _leave_one_out(names: list[str], logits_SNC: Tensor, labels: Tensor) -> dict[str, dict[str, Any]]:
+def _leave_one_out(names: Sequence[str], logits_SNC: Tensor, labels: Tensor) -> dict[str, dict[str, Any]]:
     """For every member, the ensembles of all the others; with two members that is the other one alone."""
     results: dict[str, dict[str, Any]] = {}
+    if len(names) < 2:
+        return results
     for index, name in enumerate(names):
         others = torch.cat([logits_SNC[:index], logits_SNC[index + 1 :]])
         results[name] = {kind: _figures(mix(others), labels) for kind, mix in MEANS.items()}

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from distilkit import __version__
-from distilkit.analysis.cost import Cost, measure
+from distilkit.analysis.cost import Cost
+from distilkit.analysis.learner_cost import learner_cost
 from distilkit.errors import UserError
 from distilkit.export.latency import interleaved_latency
 from distilkit.export.onnx import EnsembleForExport, SingleForExport, export_onnx
@@ -95,7 +96,11 @@ def export(
     }
     if mode == "ensemble" and parity.passed:
         observer.note("timing the ensemble beside the leader alone")
-        summary["deployed"] = _beside_the_leader(run.model(checkpoint=checkpoint), network, target, size, images[:1])
+        costs = learner_cost(learner, data.channels, data.size)
+        assert costs.ensemble is not None  # There is one: it has a name.
+        summary["deployed"] = _beside_the_leader(
+            run.model(checkpoint=checkpoint), {"single": costs.deploy, "ensemble": costs.ensemble}, target, size
+        )
     return summary
 
 
@@ -112,16 +117,13 @@ class _OwnEnsemble(nn.Module):
         return ensemble_NC, members_SNC
 
 
-def _beside_the_leader(
-    leader: Model, ensemble: nn.Module, file: Path, size: tuple[int, int, int], image: Tensor
-) -> dict[str, Any]:
+def _beside_the_leader(leader: Model, costs: dict[str, Cost], file: Path, size: tuple[int, int, int]) -> dict[str, Any]:
     """TeCost (FLOPs of one image), parameters and ONNX Runtime's latency of the leader and the ensemble, in one run."""
     single = SingleForExport(leader.classifier)
     with tempfile.TemporaryDirectory() as folder:
         single_file = Path(folder) / "single.onnx"
         export_onnx(single, single_file, size=size, output_names=single.output_names, metadata={})
         latency = interleaved_latency({"single": single_file, "ensemble": file}, LATENCY_BATCH_SIZES)
-    costs = {"single": measure(single, image), "ensemble": measure(ensemble, image)}
     return {name: _deployed(costs[name], dict(latency[name])) for name in costs}
 
 

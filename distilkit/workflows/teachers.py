@@ -116,7 +116,9 @@ def _weights(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"the weights {file} are not there") from None
+        raise UserError(
+            f"the weights {file} are not there", "name a .safetensors file, or a state dict's .pth"
+        ) from None
     except Exception as error:
         # torch's unpickler refuses in many ways what could execute code, and reads damaged files in as many.
         reason = str(error).strip().splitlines()[0]
@@ -127,5 +129,8 @@ def _weights(file: Path) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"the weights {file} are not a state dict: names and tensors, nothing else")
+        raise UserError(
+            f"the weights {file} are not a state dict: names and tensors, nothing else",
+            "save the state dict alone, best with safetensors.torch.save_file",
+        )
     return {str(name): value for name, value in state.items()}

@@ -354,8 +354,16 @@ def _teacher(recipe: Recipe, spec: datasets.DataSpec) -> Teacher | None:
 
 def _costs(cost: LearnerCost) -> dict[str, Any]:
     return {
-        "parameters": {"train": cost.train.parameters, "deploy": cost.deploy.parameters},
-        "flops": {"train": cost.train.flops, "deploy": cost.deploy.flops},
+        "parameters": {
+            "train": cost.train.parameters,
+            "deploy": cost.deploy.parameters,
+            "ensemble": cost.ensemble.parameters if cost.ensemble else None,
+        },
+        "flops": {
+            "train": cost.train.flops,
+            "deploy": cost.deploy.flops,
+            "ensemble": cost.ensemble.flops if cost.ensemble else None,
+        },
     }
 
 
