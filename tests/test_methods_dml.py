@@ -395,6 +395,17 @@ def test_the_ramp_may_be_a_tensor() -> None:
 # Numbers at the edge
 
 
+def test_logits_in_bfloat16_have_the_losses_of_the_same_numbers_in_float32() -> None:
+    """As under autocast: log-softmax in bfloat16 would have three digits."""
+    method, narrow = create(Case()), draw(Case().sizes, torch.bfloat16)
+    wide = with_outputs(narrow, logits_SBC=narrow.outputs.logits_SBC.float())
+
+    ours, theirs = (method(batch.outputs, batch.labels, 0.3) for batch in (narrow, wide))
+
+    assert ours.total.dtype == torch.float32
+    assert_equal({"total": ours.total, **ours.terms}, {"total": theirs.total, **theirs.terms}, tolerance=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("detach_targets", [True, False])
 @pytest.mark.parametrize("target", TARGETS)

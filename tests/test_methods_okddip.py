@@ -493,6 +493,16 @@ def test_the_projections_have_an_eighth_of_the_features_and_no_bias(width: int, 
     assert not list(method.buffers())
 
 
+def test_the_projections_start_at_random_and_apart() -> None:
+    """Alike, peers would attend symmetrically at first; zero, neither would ever get a gradient."""
+    state = methods.create(okddip(Case()), shape_of(Case())).state_dict()
+    w_l, w_e = (state[name] for name in PROJECTIONS)
+
+    assert w_l.all()
+    assert w_e.all()
+    assert not torch.isclose(w_l, w_e).any()
+
+
 @pytest.mark.parametrize("peer_targets", [p for p in PEER_TARGETS if p != "attention"])
 def test_the_ablations_have_no_parameters(peer_targets: str) -> None:
     method = create(Case(peer_targets=peer_targets))
@@ -548,6 +558,18 @@ def test_the_ensemble_is_the_mean_of_the_peers_logits_without_the_leader(peer_ta
         method.ensemble(batch.outputs), batch.outputs.logits_SBC[: case.peers].mean(0), rtol=1e-12, atol=1e-12
     )
     assert method.ensemble_name is not None
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_under_autocast_scores_and_mixtures_are_computed_in_single_precision(mix: str) -> None:
+    """As products of matrices they would be in bfloat16; a learned projection may well be, and so is left out here."""
+    case = Case(peer_targets="symmetric", mix=mix)
+    method, batch = create(case, torch.float32), draw(case, torch.float32)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = compute(case, method, batch)
+
+    assert_equal(named(losses), named(compute(case, method, batch)), tolerance=1e-6)
 
 
 # Random weights

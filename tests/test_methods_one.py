@@ -604,6 +604,41 @@ def test_the_ensemble_is_the_gated_mixture_of_logits(students: int, gate: bool, 
     assert (method.ensemble_name is None) == (students == 1)
 
 
+@pytest.mark.parametrize("layout", ["maps", "channels last", "tokens", "vectors"])
+def test_the_gate_pools_over_all_but_the_channels_wherever_they_stand(layout: str) -> None:
+    """There are as many tokens as channels, so that shapes alone do not tell them apart."""
+    case = Case(training=False)
+    method, batch = create(case), draw(case)
+    maps = torch.randn(
+        (case.images, TRUNK_CHANNELS, 2, 2), generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    expected = Expected(case, method, fresh_statistics(case), with_outputs(batch, trunk=maps)).weights_BS
+    trunk = {
+        "maps": maps,
+        "channels last": maps.permute(0, 2, 3, 1),
+        "tokens": maps.flatten(2).transpose(1, 2),
+        "vectors": maps.mean((2, 3)),
+    }[layout]
+
+    weights_BS = method.weights(batch.outputs._replace(trunk=trunk))["gate"]
+
+    assert expected is not None
+    torch.testing.assert_close(weights_BS, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_under_autocast_the_ensemble_is_mixed_in_single_precision() -> None:
+    """As a product of matrices it would be mixed in bfloat16; the gate's own linear layer may well be."""
+    case = Case(training=False)
+    method, outputs = create(case, torch.float32), draw(case, torch.float32).outputs
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weights_BS, ensemble_BC = method.weights(outputs)["gate"].double(), method.ensemble(outputs)
+
+    assert ensemble_BC.dtype == torch.float32
+    expected = oracles.gated_ensemble(outputs.logits_SBC.double(), weights_BS)
+    torch.testing.assert_close(ensemble_BC.double(), expected, rtol=1e-6, atol=1e-6)
+
+
 # One student, independent students, the baseline
 
 
@@ -650,6 +685,18 @@ def test_baseline_and_independent_are_the_sum_of_cross_entropies(
         assert_equal({"total": losses.total, **losses.terms}, {"total": expected, "cross_entropy": expected})
         reached = {k: g for k, g in gradients(losses.total, inputs_of(batch.outputs)).items() if g is not None}
         assert_equal(reached, dense_gradients(expected, {"logits": logits_SBC}))
+
+
+@pytest.mark.parametrize("kind", ["branches", "networks"])
+@pytest.mark.parametrize("students", [1, 3])
+def test_the_ensemble_of_independent_students_is_the_mean_of_logits(students: int, kind: GroupKind) -> None:
+    case = Case(students=students, kind=kind)
+    outputs = draw(case).outputs
+    method = methods.create(options_of("independent"), shape_of(case))
+
+    torch.testing.assert_close(method.ensemble(outputs), outputs.logits_SBC.mean(0), rtol=1e-12, atol=1e-12)
+    assert (method.ensemble_name is None) == (students == 1)
+    assert method.weights(outputs) == {}
 
 
 def test_the_groups_that_each_method_takes() -> None:

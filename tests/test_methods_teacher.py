@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from distilkit import methods
 from distilkit.data import datasets
 from distilkit.errors import UserError
-from distilkit.group import Group, Normalize
+from distilkit.group import Classifier, Group, Normalize
 from distilkit.learner import Learner, LearnerOutput
 from distilkit.methods.base import GroupOutput, GroupShape
 from distilkit.recipe import Recipe
 from distilkit.training.build import build_learner
+from distilkit.training.teacher import Teacher
 
 IMAGES = 4
 CLASSES = 10
@@ -375,3 +376,59 @@ def test_logits_of_ten_thousand_give_finite_losses_and_gradients(
     expected = oracles_peers.teacher_term(numbers[3], numbers[:3].double(), temperature)
     assert_equal({"": out.terms["teacher"]}, {"": expected})
     assert torch.isfinite(gradient_SBC).all()
+
+
+# The frozen classifiers
+
+
+def classifier(seed: int) -> Classifier:
+    """One that has not been trained, in train mode; its batch norm remembers what no batch here has."""
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(4, CLASSES), nn.BatchNorm1d(CLASSES))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in backbone.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(0.5 + 2.0 * torch.rand(tensor.shape, generator=generator))
+    return Classifier(Normalize((0.4,), (0.3,)), backbone)
+
+
+def small_images() -> Tensor:
+    return torch.rand(IMAGES, 1, 2, 2, generator=torch.Generator().manual_seed(6))
+
+
+def test_several_classifiers_teach_the_mean_of_their_logits() -> None:
+    several = [classifier(seed).eval() for seed in range(3)]
+    expected = sum(one(small_images()) for one in several) / 3
+
+    logits = Teacher(several)(small_images())
+
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_under_autocast_several_classifiers_are_averaged_in_single_precision() -> None:
+    several = [classifier(seed).eval() for seed in range(3)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        apart = [one(small_images()) for one in several]
+        logits = Teacher(several)(small_images())
+
+    assert {one.dtype for one in apart} == {torch.bfloat16}
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, sum(one.float() for one in apart) / 3, rtol=1e-6, atol=1e-6)
+
+
+def test_a_teacher_only_ever_evaluates() -> None:
+    """Image by image, remembering nothing, learning nothing, whatever mode is asked for."""
+    alone, images = classifier(0).eval(), small_images()
+    expected = torch.cat([alone(image[None]) for image in images])
+    teacher = Teacher([classifier(0)])
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+
+    for mode in (None, True, False, True):
+        if mode is not None:
+            teacher.train(mode)
+        logits = teacher(images.clone().requires_grad_())
+
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
+        assert not logits.requires_grad
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())

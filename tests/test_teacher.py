@@ -68,6 +68,42 @@ def test_weight_and_ramp_of_the_teacher_are_its_own(teacher: Path, tmp_path: Pat
         assert line["total"] == pytest.approx(students + weight * line["teacher"], rel=1e-4)
 
 
+def test_temperature_of_the_teacher_is_its_own(teacher: Path, tmp_path: Path) -> None:
+    """Its weight of zero leaves the training alone, so that the same students are compared with the same teacher."""
+    settings = (*KD, "train.epochs=1", f"teacher.run={teacher}", "teacher.weight=0.0")
+    default, hot = (
+        Run.open(train_tiny(tmp_path, *settings, f"teacher.temperature={temperature}")).metrics()[0]["loss"]
+        for temperature in (3.0, 30.0)
+    )
+    assert default["cross_entropy"] == hot["cross_entropy"]
+    assert hot["teacher"] != pytest.approx(default["teacher"], rel=1e-3)
+
+
+def test_the_teacher_sees_what_the_students_see(tmp_path: Path) -> None:
+    """A student that starts as its teacher has stopped, and hardly moves, has nothing to learn from it.
+
+    Without batch norm, which students would use in train mode.
+    """
+    still = ("train.epochs=1", "optimizer.lr=1e-9", "model.norm=none", "data.augment=crop-flip")
+    mentor = train_tiny(tmp_path, "method.name=baseline", *still, "name=mentor")
+    twin, stranger = (
+        Run.open(train_tiny(tmp_path, "method.name=kd", *still, f"teacher.run={mentor}", f"train.seed={seed}"))
+        for seed in (0, 1)
+    )
+    assert twin.metrics()[0]["loss"]["teacher"] == pytest.approx(0, abs=1e-6)
+    assert stranger.metrics()[0]["loss"]["teacher"] > 1e-4
+
+
+def test_two_runs_teach_the_mean_of_their_logits(
+    teacher: Path, baseline_run: Path, tiny: Callable[..., object]
+) -> None:
+    images = torch.rand(3, 1, 8, 8)
+    both = [Run.open(path).model().classifier(images) for path in (teacher, baseline_run)]
+    opened = open_teacher(tiny(f"teacher.run=['{teacher}', '{baseline_run}']"), Run.open(teacher).data)  # type: ignore[arg-type]
+    assert opened is not None
+    assert torch.allclose(opened(images), (both[0] + both[1]) / 2, atol=1e-6)
+
+
 def test_the_teacher_stays_as_it_is_whatever_is_called_on_it(teacher: Path) -> None:
     frozen = Teacher([Run.open(teacher).model().classifier])
     before = {key: value.clone() for key, value in frozen.state_dict().items()}

@@ -3,10 +3,14 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+ECHO = 2.0
+"""Seconds within which the same signal, sent again to one process of several, is the first one's echo."""
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -24,12 +28,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
+        self.asked_at = 0.0
+        # A launcher hands the signal that it was sent on to its processes, which SLURM has sent it as well.
+        self.echo = ECHO if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0.0
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """Remember the first signal; leave at once on the second (checkpoints are whole at every moment)."""
-        if self.signum:
+        if not self.signum:
+            self.signum, self.asked_at = signum, time.monotonic()
+        elif signum != self.signum or time.monotonic() - self.asked_at >= self.echo:
             os._exit(128 + signum)
-        self.signum = signum
 
 
 @contextmanager
@@ -40,8 +48,12 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
         return
     before = {signum: signal.signal(signum, request.handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    ended_early = True
     try:
         yield request
+        ended_early = False
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        # One of several that ends early has its last words to write, and its launcher's signals may still come.
+        if not (ended_early and request.echo):
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
