@@ -93,9 +93,19 @@ class Group(nn.Module, ABC):
         The tensors are the group's own, not copies. Raises `UserError` if no member has this name.
         """
 
+    def only(self, names: Sequence[str]) -> "Group":
+        """Return a group of these members, in this order, that shares their modules with this one."""
+        raise TypeError(f"a {type(self).__name__} cannot be taken apart")
+
     @abstractmethod
     def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
         """Compute one member's logits [B, C] alone."""
+
+    def _shape_of(self, names: Sequence[str]) -> GroupShape:
+        for name in names:
+            self._require(name)
+        widths = tuple(self.shape.feature_widths[self.members.index(name)] for name in names)
+        return self.shape._replace(members=tuple(names), feature_widths=widths)
 
     def _require(self, name: str) -> None:
         if name not in self.members:
@@ -117,7 +127,7 @@ class BranchGroup(Group):
     def __init__(
         self,
         trunk: split.Part,
-        branches: Mapping[str, split.Part],
+        branches: Mapping[str, nn.Module],
         normalize: Normalize,
         shape: GroupShape,
         *,
@@ -140,6 +150,11 @@ class BranchGroup(Group):
         self._require(name)
         return {**self.trunk.state_dict(), **self.branches[name].state_dict()}
 
+    def only(self, names: Sequence[str]) -> "BranchGroup":
+        """Return a group of these members, in this order, on the same trunk."""
+        shape, branches = self._shape_of(names), {name: self.branches[name] for name in names}
+        return BranchGroup(self.trunk, branches, self.normalize, shape, separate=self.separate)
+
     def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
         logits: Tensor
         logits, _ = self.branches[name](self.trunk(normalized))
@@ -152,7 +167,7 @@ class NetworkGroup(Group):
     Keys of its `state_dict()`: "networks.<member>.<backbone's name>".
     """
 
-    def __init__(self, networks: Mapping[str, split.Part], normalize: Normalize, shape: GroupShape) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], normalize: Normalize, shape: GroupShape) -> None:
         super().__init__(normalize, shape)
         self.networks = nn.ModuleDict(networks)
 
@@ -167,6 +182,10 @@ class NetworkGroup(Group):
         """Return one network's weights and buffers under the stock backbone's own names."""
         self._require(name)
         return dict(self.networks[name].state_dict())
+
+    def only(self, names: Sequence[str]) -> "NetworkGroup":
+        """Return a group of these networks, in this order."""
+        return NetworkGroup({name: self.networks[name] for name in names}, self.normalize, self._shape_of(names))
 
     def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
         logits: Tensor

@@ -28,7 +28,7 @@ def seeded(seed: int, purpose: str, index: int = 0) -> Iterator[None]:
 
     For what draws from the global stream and takes no generator: initialisers, dropout, stochastic depth.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(seed, purpose, index))
         yield

@@ -9,16 +9,16 @@ Nothing that is loaded from either can execute code: weights are safetensors, al
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -57,15 +57,21 @@ class DataRecord(BaseModel):
     dataset: str
     root: str
     download: bool
-    validation: int | float
-    seed: int
-    classes: tuple[str, ...]
-    channels: int
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
+    seed: Annotated[int, Field(ge=0)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    channels: Annotated[int, Field(ge=1, le=64)]
+    size: Annotated[int, Field(ge=1, le=4096)]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
     images: dict[str, int]
     fingerprints: dict[str, str]
+
+    @model_validator(mode="after")
+    def _one_constant_for_every_channel(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError("mean and std need one number for every channel")
+        return self
 
     def spec(self) -> datasets.DataSpec:
         """The data set as the model knows it."""
@@ -287,11 +293,15 @@ class Run:
             raise UserError(f"no checkpoint of {self.path} is whole: {failure.problem}", "train anew")
         return None
 
-    def change_recipe(self, recipe: Recipe, changes: Sequence[str]) -> None:
-        """Go on with another recipe, and write down that it was changed, and when in the run."""
-        (self.path / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+    def change_recipe(self, recipe: Recipe, changes: Sequence[str], described: Mapping[str, Any]) -> None:
+        """Go on with another recipe; `described`: what run.json says of it.
+
+        Writes down that it was changed, and when in the run. Raises `UserError` when that cannot be written.
+        """
+        write_text(self.path / RECIPE, recipe.to_toml())
         step = checkpoints.pointed(self.checkpoints, "last")
-        self.update(recipe_changes=[*self.record.get("recipe_changes", []), {"after": step, "changes": list(changes)}])
+        changed = [*self.record.get("recipe_changes", []), {"after": step, "changes": list(changes)}]
+        self.update(**described, recipe_changes=changed)
 
     def learner(self, checkpoint: str | None = None) -> Learner:
         """Group and method with a checkpoint's weights, in eval mode, on the CPU."""
@@ -376,7 +386,7 @@ def find(path: Path | None, runs: Path) -> Run | PrunedModel:
     """The run or pruned model at `path`; without one, the newest finished run below `runs`."""
     if path is None:
         return Run.newest(runs)
-    if (path / CONFIG).is_file():
+    if (path / CONFIG).is_file() and not (path / RECORD).is_file():
         return PrunedModel.open(path)
     if not (path / RECORD).is_file():
         problem = "does not exist"
@@ -389,8 +399,13 @@ def find(path: Path | None, runs: Path) -> Run | PrunedModel:
 
 
 def finished_runs(runs: Path) -> list[Run]:
-    """All finished runs below `runs`, oldest first. Raises `UserError` when there is none."""
-    return [Run.open(path) for path in _finished(runs)]
+    """All finished runs below `runs` that can be opened, oldest first. Raises `UserError` when there is none."""
+    found = []
+    for path in _finished(runs):
+        # A damaged run that nobody named must not stand in the way of the others.
+        with suppress(UserError):
+            found.append(Run.open(path))
+    return found
 
 
 def find_run(path: Path | None, runs: Path) -> Run:
@@ -422,9 +437,14 @@ def open_model(
 
 def write_json(file: Path, document: dict[str, Any]) -> None:
     """Write JSON atomically, without NaN or infinity. Raises `UserError` when the file cannot be written."""
+    write_text(file, json.dumps(log.finite(document), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a small file atomically. Raises `UserError` when it cannot be written."""
     partial = file.with_name(f".partial-{file.name}")
     try:
-        partial.write_text(json.dumps(log.finite(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(file)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -221,7 +221,8 @@ def test_a_dry_run_prints_costs_and_leaves_nothing(
         if n[:6] in ("layer3", "fc.wei", "fc.bia")
     )
     gate = 32 * 3 + 3 + 3 + 3
-    assert parameters == {"train": stock + 2 * branch + gate, "deploy": stock}
+    whole = stock + 2 * branch + gate
+    assert parameters == {"train": whole, "deploy": stock, "ensemble": whole}
     assert flops["deploy"] < flops["train"] < 3 * flops["deploy"]
     assert people.status == 0
     assert f"{parameters['train']:,}" in people.out

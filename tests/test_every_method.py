@@ -1,10 +1,12 @@
 """Every method, on every kind of group it allows: trains, resumes, prunes, exports; each by the same commands."""
 
 import json
+import math
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -141,6 +143,20 @@ def test_ensemble_export_equals_the_method_s_own_ensemble(
     assert ensemble is not None
     for expected, actual in zip([ensemble, *members], outputs, strict=True):
         assert torch.allclose(expected, torch.from_numpy(actual), atol=1e-4)
+
+
+def test_the_ensemble_file_holds_the_leader_only_where_it_is_asked_for(
+    distilkit: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = train_tiny(tmp_path, "method.name=okddip", "train.epochs=1")
+    sizes = []
+    for options in ((), ("--members",)):
+        file = tmp_path / f"{len(options)}.onnx"
+        assert distilkit("export", path, "--mode", "ensemble", "--output", file, *options, "--json").json["passed"]
+        sizes.append(sum(math.prod(tensor.dims) for tensor in onnx.load(file).graph.initializer))
+    branch = sum(p.numel() for p in Run.open(path).learner().group.branches["leader"].parameters())  # type: ignore[attr-defined]
+    # Batch norm is folded into the convolutions, which takes a few numbers away.
+    assert sizes[1] - sizes[0] == pytest.approx(branch, rel=0.02)
 
 
 def test_the_ensemble_costs_what_its_members_cost(trained: tuple[str, Path]) -> None:

@@ -118,7 +118,7 @@ def test_checkpoints_come_at_the_steps_that_the_recipe_asks_for(
     assert written == ["step_4", "step_8", "step_12"]
     written.clear()
     train_tiny(tmp_path, "train.checkpoint_minutes=0.000001", "train.checkpoint_epochs=2", "method.name=baseline")
-    assert written == [f"step_{step}" for step in range(1, 13) if step != 6]
+    assert written == [f"step_{step}" for step in range(1, 13)]
 
 
 @pytest.fixture

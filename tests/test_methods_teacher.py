@@ -1,6 +1,6 @@
 """A frozen teacher beside any method: the term that the learner adds, against one written a second time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import log
 from pathlib import Path
 
@@ -198,6 +198,9 @@ class Fixed(Group):
         return GroupOutput(1.0 * self.logits_SBC, features, None, self.members)
 
     def member_state_dict(self, name: str) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def only(self, names: Sequence[str]) -> Group:
         raise NotImplementedError
 
     def _member_logits(self, name: str, normalized: Tensor) -> Tensor:

@@ -64,7 +64,9 @@ def _status(arguments: Sequence[str]) -> int:
     # One process of several prints the JSON document; the others may still have to say why they ended.
     as_json = "--json" in arguments and os.environ.get("RANK", "0") == "0"
     try:
-        return app(args=list(arguments), prog_name="distilkit", standalone_mode=False) or 0
+        status = app(args=list(arguments), prog_name="distilkit", standalone_mode=False) or 0
+        # Typer turns Ctrl-C into this status; a check that failed has 1, and told why.
+        return _interrupted("interrupted", "type the command again", as_json) if status == 130 else status
     except UserError as error:
         from distilkit import console
 

@@ -94,8 +94,8 @@ def _show(document: dict[str, Any]) -> None:
             for key, digits in (("curves", 2), ("cross_entropy", 4)):
                 for split in ("train", "test"):
                     values = [curve[index] for curve in run[key][split]]
-                    spread = statistics_of.stdev(values) if len(values) > 1 else 0.0
-                    cells.append(f"{statistics_of.fmean(values):.{digits}f} +- {spread:.{digits}f}")
+                    spread = f" +- {statistics_of.stdev(values):.{digits}f}" if len(values) > 1 else ""
+                    cells.append(f"{statistics_of.fmean(values):.{digits}f}{spread}")
             rows.append(cells)
         settings = document["settings"]
         console.print_table(

@@ -49,7 +49,7 @@ def train(
 
       distilkit train --resume runs/one_resnet32-20260101T120000Z
 
-      accelerate launch --num_processes 2 -m distilkit train one_resnet32
+      torchrun --nproc_per_node 2 -m distilkit train one_resnet32
     """
     if resume is None and recipe is None:
         raise UserError("which recipe?", "distilkit train quickstart, or a TOML file; --resume RUN continues a run")
@@ -61,6 +61,8 @@ def train(
         raise UserError(
             "--set changes a RECIPE, which is not named", f"distilkit train RECIPE --resume {resume} --set ..."
         )
+    if dry_run and seeds is not None:
+        raise UserError("--dry-run looks at one training, whatever its seed", "leave --seeds out")
     chosen_seeds = None if seeds is None else _seeds(seeds)
 
     from distilkit import console

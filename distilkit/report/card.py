@@ -53,8 +53,9 @@ Made by `{record["command"]}`.
     return file
 
 
-def _both(costs: dict[str, int], form: str) -> str:
-    return f"{costs['train']:{form}} in training, {costs['deploy']:{form}} deployed"
+def _both(costs: dict[str, int | None], form: str) -> str:
+    shown = f"{costs['train']:{form}} in training, {costs['deploy']:{form}} deployed"
+    return shown if costs.get("ensemble") is None else f"{shown}, {costs['ensemble']:{form}} as an ensemble"
 
 
 def _counts(images: dict[str, int]) -> str:

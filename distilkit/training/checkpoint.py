@@ -12,6 +12,7 @@ here can execute code.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def repoint(folder: Path, pins: Mapping[str, str]) -> None:
 def pointed(folder: Path, pointer: str) -> str | None:
     """The name of the checkpoint that the pointer file names, or None where there is no such pointer."""
     file = folder / pointer
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
 
 
 def pointers(folder: Path) -> list[str]:
@@ -155,6 +156,9 @@ def load_state(path: Path) -> dict[str, Any]:
         raise _damaged(file, str(error)) from error
     if not isinstance(state, dict) or not isinstance(state.get("sha256"), dict):
         raise _damaged(file, "it is not a checkpoint's state")
+    pins = state.get("pins", {})
+    if not isinstance(pins, dict) or not all(_is_pin(pointer, target) for pointer, target in pins.items()):
+        raise _damaged(file, "it names checkpoints in a way that distilkit does not")
     if state.get("format") != FORMAT:
         raise UserError(
             f"{file} has format {state.get('format')!r}; this distilkit reads {FORMAT}", "update distilkit to read it"
@@ -166,6 +170,11 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _digest(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _is_pin(pointer: object, target: object) -> bool:
+    """Whether a pointer's name and what it names are ours: a run may come from a stranger, and both become paths."""
+    return bool(re.fullmatch(r"best|cycle_[0-9]{1,3}", str(pointer)) and re.fullmatch(r"step_[0-9]{1,18}", str(target)))
 
 
 def _load_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:

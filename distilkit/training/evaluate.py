@@ -28,7 +28,7 @@ def evaluate_members(learner: Learner, split: Split, accelerator: Accelerator) -
     method, members = learner.method, learner.group.members
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     names = [*members, *([method.ensemble_name] if method.ensemble_name else [])]
-    peers = [members.index(name) for name in method.peers(members)]
+    peers = len(method.peers(members))  # They stand first.
     sums = torch.zeros(3, len(names), dtype=torch.float64, device=device)
     distance = torch.zeros((), dtype=torch.float64, device=device)
     weights: dict[str, Tensor] = {}
@@ -44,8 +44,8 @@ def evaluate_members(learner: Learner, split: Split, accelerator: Accelerator) -
             logits = torch.cat([logits, method.ensemble(outputs)[None]])
         top1, top5 = errors(logits, labels)
         sums += counts * torch.stack([top1.double(), top5.double(), _cross_entropy(logits, labels)])
-        if len(peers) > 1:
-            distance += counts * distances(outputs.logits_SBC[peers]).sum()
+        if peers > 1:
+            distance += counts * distances(outputs.logits_SBC[:peers]).sum()
         for name, value in method.weights(outputs).items():
             weights[name] = weights.get(name, 0.0) + counts * value.double().sum(0)
     total = len(split.labels)
@@ -56,7 +56,7 @@ def evaluate_members(learner: Learner, split: Split, accelerator: Accelerator) -
         "errors": {name: {"top1": top1_error[i], "top5": top5_error[i]} for i, name in enumerate(names)},
         "cross_entropy": {name: cross_entropy[i] for i, name in enumerate(names)},
     }
-    if len(peers) > 1:
+    if peers > 1:
         result["diversity"] = float(accelerator.reduce(distance, "sum")) / total
     if weights:
         result["weights"] = {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
 from distilkit.errors import UserError
 
@@ -28,6 +28,8 @@ def join(device: str) -> PartialState:
         # A second training in the same Python process may want another device, which the state kept by Accelerate for
         # the whole process would refuse.
         AcceleratorState._reset_state(reset_partial_state=True)
+    # cuBLAS looks at this once, when it is first used, which may be before a deterministic training begins.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return PartialState(cpu=_on_cpu(device))
 
 
@@ -37,6 +39,8 @@ def make_accelerator(precision: str, device: str, folder: Path | None) -> Accele
     # The precision may be another than a previous training's, too.
     AcceleratorState._reset_state()
     return Accelerator(
+        # The recipe alone decides, not the environment that `accelerate launch` or a configuration file left.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=_on_cpu(device),
         log_with="tensorboard" if folder else None,
@@ -45,8 +49,9 @@ def make_accelerator(precision: str, device: str, folder: Path | None) -> Accele
 
 
 def _on_cpu(device: str) -> bool:
-    # Launched as several processes without CUDA, Accelerate would leave each on its own unless told to use the CPU.
-    return device == "cpu" or (int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available())
+    # CUDA or the CPU, as --device says, and nothing else that Accelerate might find. Launched as several processes
+    # without CUDA, Accelerate would moreover leave each on its own unless told to use the CPU.
+    return device == "cpu" or not torch.cuda.is_available()
 
 
 def from_main(value: Any) -> Any:
@@ -82,8 +87,6 @@ def deterministic(wanted: bool) -> Iterator[None]:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    # cuBLAS reads this when it is first used.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:

@@ -150,7 +150,8 @@ class Trainer:
         self.rampup_epochs = resolve_epochs(getattr(recipe.method, "rampup_epochs", 0), settings.epochs)
         self.teacher = None if teacher is None else teacher.to(device).to(memory_format=torch.channels_last)
         members = self.learner.group.members
-        self.peers = [members.index(name) for name in self.learner.method.peers(members)]
+        # Peers stand first, so that a slice takes them: a list of positions would have to wait for the device.
+        self.peers = len(self.learner.method.peers(members))
         self.progress = Progress()
         self.pending: list[_Pending] = []
         self.look_every = 1 if device.type == "cpu" else 50
@@ -225,7 +226,9 @@ class Trainer:
                 line[split] = evaluate_members(self.deployed, self.data.splits[split], self.accelerator)
         self.progress.sums = {}
         self._finish_epoch(epoch + 1, line)
-        signum, _ = self._agree(stop)
+        signum, due = self._agree(stop)
+        if due:
+            self.save()
         if signum and epoch + 1 < recipe.epochs:
             raise Interrupted(signum, self.save(), self.folder)
 
@@ -233,8 +236,8 @@ class Trainer:
         recipe, accelerator = self.recipe, self.accelerator
         rank, world, count = accelerator.process_index, accelerator.num_processes, len(indices)
         first, last = rank * count // world, (rank + 1) * count // world
-        # A last, smaller batch is not cut finer than batch norm can bear.
-        parts = max(1, min(recipe.train.accumulation, (last - first) // 2))
+        # A last, smaller batch is not cut finer than batch norm can bear; and as many times on every process.
+        parts = max(1, min(recipe.train.accumulation, count // world // 2))
         torch.manual_seed(derive_seed(recipe.train.seed, f"step-{rank}", step))  # For dropout inside the model.
         rate = schedule.learning_rate(
             recipe.optimizer,
@@ -258,9 +261,8 @@ class Trainer:
                 accelerator.backward(output.loss * (len(labels) * world / count))
             wrong_S = (output.logits_SBC.detach().argmax(-1) != labels).sum(-1)
             losses = torch.stack([output.loss.detach(), *(term.detach() for term in output.terms.values())])
-            distance = (
-                distances(output.logits_SBC.detach()[self.peers]).sum() if len(self.peers) > 1 else losses.new_zeros(())
-            )
+            peers_SBC = output.logits_SBC.detach()[: self.peers]
+            distance = distances(peers_SBC).sum() if self.peers > 1 else losses.new_zeros(())
             seen = torch.cat([wrong_S, distance[None]]).to(losses.dtype)
             values.append(torch.cat([losses * len(labels), seen]))
             names = ("total", *output.terms)
@@ -322,7 +324,7 @@ class Trainer:
                     for key in sums
                     if key.startswith("wrong/")
                 },
-                **({"diversity": sums["distance"] / images} if len(self.peers) > 1 else {}),
+                **({"diversity": sums["distance"] / images} if self.peers > 1 else {}),
             },
         }
 
@@ -373,7 +375,8 @@ class Trainer:
     def _share_buffers(self) -> None:
         """Give every process the main one's batch norm statistics, which each has measured on its own images."""
         if self.accelerator.num_processes > 1:
-            for module in (self.learner, self.deployed):
+            # In one order on every process, which a set would not have.
+            for module in dict.fromkeys((self.learner, self.deployed)):
                 for buffer in module.buffers():
                     torch.distributed.broadcast(buffer, src=0)
 

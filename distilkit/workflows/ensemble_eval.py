@@ -45,7 +45,7 @@ def ensemble_eval(
     found = [find_run(path, runs) for path in paths] or [find_run(None, runs)]
     if len({run.path.resolve() for run in found}) < len(found):
         raise UserError("the same run stands twice in the ensemble", "name each run once")
-    data = _shared_data(found)
+    data = _shared_data(found, split)
     require_split(data, split, found[0].path)
     images = data.load((split,), data_root)
     if data.changed(images):
@@ -180,10 +180,16 @@ def _figures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def _shared_data(found: list[Run]) -> DataRecord:
+def _shared_data(found: list[Run], split: SplitName) -> DataRecord:
     first = found[0].data
     for run in found[1:]:
         other = run.data
+        if split != "test" and first.fingerprints.get(split) != other.fingerprints.get(split):
+            # What one run held out, another with its own seed may have trained on.
+            raise UserError(
+                f"{found[0].path} and {run.path} have different {split} images, so no figure would hold for both",
+                "use --split test",
+            )
         facts: Mapping[str, tuple[Any, Any]] = {
             "data sets": (first.dataset, other.dataset),
             "classes": (first.classes, other.classes),

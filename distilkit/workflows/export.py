@@ -62,7 +62,10 @@ def export(
         name = learner.method.ensemble_name
         if name is None:
             raise UserError(f"{run.path} has a single student and no ensemble", "use --mode single")
-        network = EnsembleForExport(_OwnEnsemble(learner), learner.group.members, members=members)
+        # A leader that stands apart from the ensemble is computed only where its logits are asked for.
+        names = learner.group.members if members else learner.method.peers(learner.group.members)
+        deployed = Learner(learner.group.only(names), learner.method).eval()
+        network = EnsembleForExport(_OwnEnsemble(deployed), names, members=members)
         source, data, metadata = run.path, run.data, _ensemble_metadata(run, name, checkpoint)
     images = data.load(("test",), data_root).splits["test"].images[:PARITY_IMAGES]
     size = (data.channels, data.size, data.size)

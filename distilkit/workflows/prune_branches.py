@@ -11,9 +11,10 @@ from distilkit import __version__
 from distilkit.analysis.cost import measure
 from distilkit.analysis.learner_cost import TrainingNetwork
 from distilkit.data.resident import evaluation_batches
+from distilkit.errors import UserError
 from distilkit.group import Classifier, Group
 from distilkit.observer import Observer
-from distilkit.run import CONFIG, FORMAT, MODEL, DataRecord, find_run, stock_classifier, writable, write_json
+from distilkit.run import CONFIG, FORMAT, MODEL, RECORD, DataRecord, find_run, stock_classifier, writable, write_json
 
 BATCH_SIZE = 250
 
@@ -34,6 +35,8 @@ def prune_branches(
     fp32 on the CPU; anything but 0 means that the cut was wrong, and nothing is written then (`RuntimeError`).
     """
     run = find_run(path, runs)
+    if output is not None and (output / RECORD).is_file():
+        raise UserError(f"{output} is a run's folder; a pruned model needs one of its own", f"--output {output}/pruned")
     learner = run.learner(checkpoint)
     name = member or learner.leader
     state = learner.group.member_state_dict(name)

@@ -3,7 +3,7 @@
 import contextlib
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from distilkit.learner import Learner
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.report.card import write_card
-from distilkit.run import Run, data_record, spec_record, written_by_us_alone
+from distilkit.run import DataRecord, Run, data_record, spec_record, written_by_us_alone
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import precision as precisions
 from distilkit.training.build import build_learner, placed
@@ -103,15 +103,8 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
                 "device": _device_name(here.device),
                 "processes": here.num_processes,
                 "precision": {"used": recipe.train.precision, "probe_seconds": probe},
-                "seed": recipe.train.seed,
                 "state": "running",
-                "method": recipe.method.name,
-                "architecture": recipe.model.architecture,
-                "members": list(learner.group.members),
-                "leader": learner.leader,
-                "ensemble": learner.method.ensemble_name,
-                **_costs(cost),
-                "data": data_record(recipe, data).model_dump(mode="json"),
+                **_described(recipe, learner, cost, data_record(recipe, data)),
             },
         )
         path = run.path
@@ -230,22 +223,27 @@ def _fit(
     main = accelerator.is_main_process
     if not main:
         observer = Observer()
-    with placed(recipe):
-        check_settings(recipe, len(data.splits["train"].labels), accelerator.device, accelerator.num_processes)
-        teacher = open_teacher(recipe, run.data)
-    trainer = Trainer(recipe, learner, data, accelerator, run.path, observer, teacher)
-    if saved:
-        trainer.restore(saved)
-    if changes and main:
-        # Not before: a recipe that the checkpoint does not fit must not become the run's.
-        run.change_recipe(recipe, changes)
-    observer.training_started(_plan(run, trainer))
-    if main:
-        run.update(state="running")
+    # A run that cannot be resumed as it was asked for stays as it is.
+    begun = saved is None
     try:
-        trainer.fit()
+        with placed(recipe):
+            check_settings(recipe, len(data.splits["train"].labels), accelerator.device, accelerator.num_processes)
+            teacher = open_teacher(recipe, run.data)
+        with _memory_named():
+            trainer = Trainer(recipe, learner, data, accelerator, run.path, observer, teacher)
+            if saved:
+                trainer.restore(saved)
+            if changes and main:
+                # Not before: a recipe that the checkpoint does not fit must not become the run's.
+                cost = learner_cost(learner, data.spec.channels, data.spec.size, teacher)
+                run.change_recipe(recipe, changes, _described(recipe, learner, cost, data_record(recipe, data)))
+            observer.training_started(_plan(run, trainer))
+            if main:
+                run.update(state="running")
+            begun = True
+            trainer.fit()
     except BaseException as error:
-        if main:
+        if main and begun:
             # A folder that cannot be written must not hide what went wrong.
             with contextlib.suppress(UserError):
                 run.update(state="interrupted" if isinstance(error, Interrupted) else "failed")
@@ -259,6 +257,32 @@ def _fit(
         run.update(state="done")
     accelerator.wait_for_everyone()
     return result(Run.open(run.path))
+
+
+def _described(recipe: Recipe, learner: Learner, cost: LearnerCost, data: DataRecord) -> dict[str, Any]:
+    """What run.json says of the recipe."""
+    return {
+        "seed": recipe.train.seed,
+        "method": recipe.method.name,
+        "architecture": recipe.model.architecture,
+        "members": list(learner.group.members),
+        "leader": learner.leader,
+        "ensemble": learner.method.ensemble_name,
+        **_costs(cost),
+        "data": data.model_dump(mode="json"),
+    }
+
+
+@contextlib.contextmanager
+def _memory_named() -> Iterator[None]:
+    """Say what to change where the device has too little memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the device has too little memory for this training: {str(error).splitlines()[0]}",
+            "raise train.accumulation (the batch in more parts), or lower train.batch_size",
+        ) from error
 
 
 def _plan(run: Run, trainer: Trainer) -> TrainingPlan:
@@ -337,7 +361,10 @@ def _with_precision(
         return recipe, None
     found = None
     if here.is_main_process:
-        train, count = data.splits["train"], max(2, recipe.train.batch_size // here.num_processes)
+        train, count = (
+            data.splits["train"],
+            max(2, recipe.train.batch_size // (here.num_processes * recipe.train.accumulation)),
+        )
         learner.to(here.device).to(memory_format=torch.channels_last)
         images, labels = train.images[:count].to(here.device), train.labels[:count].to(here.device)
         found = precisions.choose(learner, images, labels)
