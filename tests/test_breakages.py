@@ -251,7 +251,7 @@ IN_ONE = {
         ONE, MIX, 'torch.einsum("bs,sbc->bc", gate_BS, outputs.logits_SBC)', (MIXED_WIDE,)
     ),
     "ensemble without a gate is the sum of logits": Breakage(
-        ONE, "outputs.logits_SBC.mean(0)", "outputs.logits_SBC.sum(0)", (MIXTURE.format("2-False-branches"),)
+        ONE, "wide(outputs.logits_SBC).mean(0)", "outputs.logits_SBC.sum(0)", (MIXTURE.format("2-False-branches"),)
     ),
     "ignores label smoothing for the ensemble": Breakage(
         ONE,

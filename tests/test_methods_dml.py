@@ -28,7 +28,7 @@ from test_methods_one import Case as Sizes
 from torch import Tensor
 
 from distilkit import methods
-from distilkit.methods.base import GroupKind, GroupOutput, Method, MethodLosses
+from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses
 
 TARGETS = ("pairwise", "leave-one-out-mean")
 
@@ -426,3 +426,18 @@ def test_logits_of_ten_thousand_give_finite_losses_and_gradients(
 
     assert_equal(losses, expected)
     assert torch.isfinite(found["logits"]).all()
+
+
+def test_the_mean_of_the_others_is_taken_in_single_precision_of_logits_in_bfloat16() -> None:
+    options = methods.options_model("dml")(name="dml", target="leave-one-out-mean")
+    members = methods.members(options, 3)
+    method = methods.create(options, GroupShape("networks", members, None, (4, 4, 4), 5))
+    generator = torch.Generator().manual_seed(0)
+    # Students that nearly agree: what is lost by rounding their mean to bfloat16 is most of what they differ by.
+    common, own = torch.randn(1, 64, 5, generator=generator), torch.randn(3, 64, 5, generator=generator)
+    logits = (4 * common + 0.02 * own).bfloat16()
+    features = tuple(torch.zeros(64, 4) for _ in members)
+    labels = torch.zeros(64, dtype=torch.int64)
+    narrow = method(GroupOutput(logits, features, None, members), labels, 1.0).terms["distillation"]
+    single = method(GroupOutput(logits.float(), features, None, members), labels, 1.0).terms["distillation"]
+    assert narrow.item() == pytest.approx(single.item(), rel=1e-5)

@@ -35,7 +35,7 @@ def distillation(target: Tensor, logits_SBC: Tensor, temperature: float) -> Tens
 
 def leave_one_out_mean(logits_SBC: Tensor) -> Tensor:
     """For each student the mean of all the others' logits, [S, B, C]; needs two students or more."""
-    students = logits_SBC.shape[0]
+    students, logits_SBC = logits_SBC.shape[0], wide(logits_SBC)
     return (logits_SBC.sum(0, keepdim=True) - logits_SBC) / (students - 1)
 
 

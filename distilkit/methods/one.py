@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from distilkit.errors import SettingError
 from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
-from distilkit.methods.losses import cross_entropy, distillation
+from distilkit.methods.losses import cross_entropy, distillation, wide
 
 
 class OneOptions(MethodOptions):
@@ -121,7 +121,7 @@ class One(Method):
     def ensemble(self, outputs: GroupOutput) -> Tensor:
         """z_e [B, C] (Eq. 3), ONE-E when deployed; the mean of logits without a gate."""
         if self.gate is None:
-            return outputs.logits_SBC.mean(0)
+            return wide(outputs.logits_SBC).mean(0)
         gate_BS = self.weights(outputs)["gate"]
         # A product and a sum, not a matmul: autocast would run that one in bfloat16.
         return (gate_BS.t().unsqueeze(-1) * outputs.logits_SBC).sum(0)
