@@ -241,6 +241,12 @@ def test_a_run_on_a_read_only_disk_is_refused_and_goes_on_when_it_can_be_written
     assert distilkit("evaluate", run, "--device", "cpu", "--json").status == 0
 
 
+def test_who_may_read_a_run_may_read_its_weights(uninterrupted: Path) -> None:
+    folder = Run.open(uninterrupted).checkpoint("last")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert set(modes.values()) == {folder.stat().st_mode & 0o666}, modes
+
+
 # It loses bits
 
 

@@ -64,6 +64,8 @@ def save(folder: Path, name: str, checkpoint: Checkpoint, pins: Mapping[str, str
         for part, tensors in checkpoint.tensors.items():
             file = partial / f"{part}.safetensors"
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, file)
+            # safetensors 0.8 leaves a file to its owner alone; who may read the folder may read what is in it.
+            file.chmod(partial.stat().st_mode & 0o666)
             digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
             _flush(file)
         state = {"format": FORMAT, **checkpoint.state, "sha256": digests}
