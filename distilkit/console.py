@@ -163,14 +163,16 @@ class TerminalObserver(Observer):
         """Errors of every member and of the ensemble."""
         assert self.plan is not None
         if self.live is not None:
-            self.table = _epoch_table(line)
+            # Between two evaluations the last figures stay.
+            self.table = _epoch_table(line) if "test" in line else self.table
             self._refresh()
             return
         left = (time.monotonic() - self.started) / max(1, self.steps_done - self.plan.start_step)
         left *= self.plan.epochs * self.plan.steps_per_epoch - self.steps_done
-        errors = ", ".join(f"{name} {error['top1']:.2f}" for name, error in line["test"]["errors"].items())
+        split = "test" if "test" in line else "train"
+        errors = ", ".join(f"{name} {error['top1']:.2f}" for name, error in line[split]["errors"].items())
         tell(
-            f"epoch {line['epoch']}/{self.plan.epochs}  loss {_losses(line['loss'])}  test error % {errors}  "
+            f"epoch {line['epoch']}/{self.plan.epochs}  loss {_losses(line['loss'])}  {split} error % {errors}  "
             f"lr {line['lr']:.4g}  {line['images_per_second']:,.0f} images/s  {timedelta(seconds=round(left))} left"
         )
 

@@ -1001,6 +1001,7 @@ trees = st.fixed_dictionaries(
             label_smoothing=st.floats(0, 1, exclude_max=True),
             clip_norm=positive(),
             checkpoint_epochs=st.integers(1, 100),
+            evaluate_epochs=st.integers(1, 100),
         ).map(lambda keys: {"epochs": EPOCHS, **keys}),
     },
     optional={

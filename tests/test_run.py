@@ -351,3 +351,28 @@ def test_a_half_written_checkpoint_is_passed_over(changed: Path, one_run: Path, 
     result = distilkit("evaluate", changed, "--checkpoint", "step_42")
     assert result.status == 2
     assert "step_42" in result.err
+
+
+def test_evaluation_every_so_many_epochs_and_after_the_last(tmp_path: Path):
+    run = train_tiny(
+        tmp_path, "train.evaluate_epochs=2", "train.epochs=5", "method.name=baseline", "data.validation=0.2"
+    )
+    lines, final = lines_of(run), record_of(run)["final"]
+    assert [line["epoch"] for line in lines if "test" in line] == [2, 4, 5]
+    assert [line["epoch"] for line in lines if "validation" in line] == [2, 4, 5]
+    assert all("student_0" in line["train"]["errors"] for line in lines)
+    evaluated = [line for line in lines if "test" in line]
+    chosen = min(evaluated, key=lambda line: line["validation"]["errors"]["student_0"]["top1"])
+    assert (final["selected"]["epoch"], final["errors"]) == (chosen["epoch"], chosen["test"]["errors"])
+    assert pointed(run, "best").name == f"step_{chosen['step']}"
+    best = min(evaluated, key=lambda line: line["test"]["errors"]["student_0"]["top1"])
+    assert final["best_on_test"]["epoch"] == best["epoch"]
+
+
+def test_what_is_evaluated_when_does_not_change_the_training(tmp_path: Path):
+    weights = []
+    for name, every in (("often", 1), ("seldom", 3)):
+        (tmp_path / name).mkdir()
+        run = train_tiny(tmp_path / name, f"train.evaluate_epochs={every}", "train.epochs=3")
+        weights.append(load_file(pointed(run) / "group.safetensors"))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -120,6 +120,9 @@ class TrainSection(_Section):
     sync_batch_norm: bool = Field(
         False, description="Batch norm over the batches of all processes together; only on CUDA."
     )
+    evaluate_epochs: int = Field(
+        1, ge=1, le=100_000, description="Evaluate after every so many epochs, and always after the last."
+    )
     checkpoint_epochs: int = Field(1, ge=1, le=100_000, description="Save a checkpoint every so many epochs.")
     checkpoint_steps: int = Field(0, ge=0, description="Save one every so many steps as well; 0: not.")
     checkpoint_minutes: float = Field(0.0, ge=0, description="Save one every so many minutes as well; 0: not.")

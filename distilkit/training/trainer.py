@@ -220,10 +220,11 @@ class Trainer:
             "seconds": seconds,
             **self._epoch_means(),
         }
-        self._share_buffers()
-        for split in ("validation", "test"):
-            if split in self.data.splits:
-                line[split] = evaluate_members(self.deployed, self.data.splits[split], self.accelerator)
+        if (epoch + 1) % recipe.evaluate_epochs == 0 or epoch + 1 == recipe.epochs:
+            self._share_buffers()
+            for split in ("validation", "test"):
+                if split in self.data.splits:
+                    line[split] = evaluate_members(self.deployed, self.data.splits[split], self.accelerator)
         self.progress.sums = {}
         self._finish_epoch(epoch + 1, line)
         signum, due = self._agree(stop)

@@ -307,14 +307,15 @@ def _plan(run: Run, trainer: Trainer) -> TrainingPlan:
 def _final(run: Run, learner: Learner) -> dict[str, Any]:
     """The figures of the epoch that is deployed, by a rule that never looks at the test set."""
     lines = run.metrics()
+    evaluated = [line for line in lines if "test" in line]
     if "validation" in lines[-1]:
         # The same epoch that the trainer pointed `best` at: the first of the lowest.
-        chosen = min(lines, key=lambda line: _error(line, "validation", learner.leader))
+        chosen = min(evaluated, key=lambda line: _error(line, "validation", learner.leader))
         rule = "the epoch with the leader's lowest error on the validation split"
     else:
         chosen, rule = lines[-1], "the last epoch"
     seconds = sum(line["seconds"] for line in lines)
-    best = min(lines, key=lambda line: _error(line, "test", learner.leader))
+    best = min(evaluated, key=lambda line: _error(line, "test", learner.leader))
     return {
         "epochs": lines[-1]["epoch"],
         "images_per_second": sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds,
