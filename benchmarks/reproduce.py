@@ -5,32 +5,39 @@
 
 A table is a TOML file in benchmarks/tables/: rows (a recipe and what is changed in it), seeds, and what is changed in
 all rows. Every (row, seed) is one training with its own folder below --runs; it is started, or resumed where a former
-slice left it, until the minutes are over; then SIGTERM has it save. Seeds go first, so that all rows have seed 0 before
-any has seed 1. What is finished goes into docs/results/<table>.json, from which the Markdown table beside it is made;
-what was not run is not there.
+slice left it, until the minutes are over or a signal comes; then SIGTERM has every training save. Seeds go first, so
+that all rows have seed 0 before any has seed 1. What is finished goes into docs/results/<table>.json, from which alone
+the Markdown table and the figures beside it are made; what was not run is not there. What that file holds already is
+not trained again, so a machine that keeps nothing between slices needs nothing but the committed file.
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
 import os
+import re
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
+from reproduce_figures import draw
+from reproduce_tables import markdown
 
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "benchmarks" / "tables"
 RESULTS = ROOT / "docs" / "results"
 INTERRUPTED = (130, 143, -signal.SIGTERM)
 """Exit statuses of a training that was asked to stop; the last, if it had not got as far as to save."""
+
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,12 @@ class Cell:
         """What its runs are kept below."""
         return f"{self.row}/seed{self.seed}"
 
+    @property
+    def digest(self) -> str:
+        """What this training is, wherever its images lie: recorded results of another training are not taken for it."""
+        settings = [setting for setting in self.overrides if not setting.startswith("data.root=")]
+        return hashlib.sha256("\n".join([self.recipe, *settings, f"seed={self.seed}"]).encode()).hexdigest()[:16]
+
 
 def read_table(name: str) -> dict[str, Any]:
     """The table's file. Exits with a message that names those there are."""
@@ -58,7 +71,7 @@ def read_table(name: str) -> dict[str, Any]:
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
-def cells(table: dict[str, Any], extra: tuple[str, ...]) -> list[Cell]:
+def cells(table: Mapping[str, Any], extra: tuple[str, ...]) -> list[Cell]:
     """All trainings of a table, in the order in which they are run: seed by seed, teachers before their students."""
     common = (*table.get("overrides", ()), *extra)
     return [
@@ -97,34 +110,62 @@ def command(cell: Cell, runs: Path) -> list[str] | None:
     return [*train, cell.recipe, *changed, "--runs", str(folder), "--json"]
 
 
-def run_slice(table: dict[str, Any], runs: Path, minutes: float, jobs: int, extra: tuple[str, ...]) -> list[str]:
-    """Train until everything is done or the minutes are over; returns what failed, as lines."""
+def recorded(name: str) -> dict[str, Any]:
+    """What docs/results/<name>.json holds; nothing where there is no such file."""
+    file = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found if found.get("format") == FORMAT else {}
+
+
+def known(results: Mapping[str, Any], cell: Cell) -> dict[str, Any] | None:
+    """A cell's recorded figures, if they are of this very training."""
+    figures: dict[str, Any] | None = results.get("rows", {}).get(cell.row, {}).get(str(cell.seed))
+    return figures if figures and figures["cell"] == cell.digest else None
+
+
+def still_to_do(todo: list[Cell], before: Mapping[str, Any], robust: list[str]) -> list[Cell]:
+    """The cells that must be trained here: not recorded, or needed by one that is not and whose run is needed."""
+    missing = [cell for cell in todo if known(before, cell) is None]
+    needed = {(cell.needs, cell.seed) for cell in missing}
+    curves = before.get("robustness", {})
+    needed |= {(row, cell.seed) for cell in todo for row in robust if str(cell.seed) not in curves.get(row, {})}
+    return [cell for cell in todo if cell in missing or (cell.row, cell.seed) in needed]
+
+
+def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int) -> list[str]:
+    """Train until everything is done or the minutes are over; returns what failed, as lines.
+
+    However this ends, by a signal too, every training is first asked to save.
+    """
     end = time.monotonic() + 60 * minutes
     # Several trainings share the cores; each with all of them would wait for the others at every operator.
     environment = os.environ | ({"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {})
     running: dict[str, tuple[Cell, subprocess.Popen[str]]] = {}
     failed: list[str] = []
     tried: set[str] = set()
-    todo = cells(table, extra)
-    while time.monotonic() < end:
-        for cell in todo:
-            if len(running) >= jobs or cell.folder in running or cell.folder in tried:
-                continue
-            line = command(cell, runs)
-            if line is None:
-                continue
-            print(f"{time.strftime('%H:%M:%S')} {cell.folder}: {shlex.join(line[3:])}", file=sys.stderr)  # noqa: T201
-            (runs / cell.folder).mkdir(parents=True, exist_ok=True)
-            with (runs / cell.folder / "log.txt").open("a", encoding="utf-8") as log:
-                process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environment)
-            running[cell.folder] = (cell, process)
-            tried.add(cell.folder)
-        if not running:
-            break
-        time.sleep(0.2)
-        failed += _reap(running)
+    try:
+        while time.monotonic() < end:
+            for cell in todo:
+                if len(running) >= jobs or cell.folder in tried:
+                    continue
+                line = command(cell, runs)
+                if line is None:
+                    continue
+                tell(f"{time.strftime('%H:%M:%S')} {cell.folder}: {shlex.join(line[3:])}")
+                (runs / cell.folder).mkdir(parents=True, exist_ok=True)
+                with (runs / cell.folder / "log.txt").open("a", encoding="utf-8") as log:
+                    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environment)
+                running[cell.folder] = (cell, process)
+                tried.add(cell.folder)
+            if not running:
+                break
+            time.sleep(0.2)
+            failed += _reap(running)
+    except KeyboardInterrupt:
+        tell("interrupted; the trainings save what they have")
     for _, process in running.values():
-        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
     for _, process in running.values():
         process.wait()
     return failed + _reap(running)
@@ -142,23 +183,54 @@ def _reap(running: dict[str, tuple[Cell, subprocess.Popen[str]]]) -> list[str]:
     return failed
 
 
-def collect(name: str, table: dict[str, Any], runs: Path, typed: str) -> dict[str, Any]:
-    """What has been run of a table, from the runs' own records; nothing else."""
+def perturb(table: Mapping[str, Any], before: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+    """Perturbation curves (ONE, section 4.5) of the rows that ask for them: row -> seed -> curves.
+
+    One command for each finished run, with the same directions' seed for all; what is recorded is kept.
+    """
+    curves = {row: dict(seeds) for row, seeds in before.get("robustness", {}).items()}
+    for row in table.get("robustness", {}).get("rows", []):
+        for seed in table["seeds"]:
+            what, run = state(runs / row / f"seed{seed}")
+            if what != "done" or run is None or str(seed) in curves.get(row, {}):
+                continue
+            line = [sys.executable, "-m", "distilkit", "robustness", str(run), "--json"]
+            tell(f"{time.strftime('%H:%M:%S')} {row}/seed{seed}: {shlex.join(line[3:])}")
+            done = subprocess.run(line, capture_output=True, text=True, check=False)
+            if done.returncode:
+                tell(f"{row}/seed{seed}: robustness failed: {done.stderr.strip()}")
+                continue
+            found = json.loads(done.stdout)["runs"][0]
+            kept = ("magnitudes", "curves", "cross_entropy", "images", "parameter_norm", "member")
+            curves.setdefault(row, {})[str(seed)] = {key: _rounded(found[key]) for key in kept}
+    return curves
+
+
+def collect(
+    name: str, table: Mapping[str, Any], todo: list[Cell], before: Mapping[str, Any], runs: Path, typed: str
+) -> dict[str, Any]:
+    """What has been run of a table: what its file held already, and the runs' own records; nothing else."""
     rows: dict[str, Any] = {}
-    for cell in cells(table, ()):
+    for cell in todo:
         what, run = state(runs / cell.folder)
-        if what == "done" and run is not None:
-            rows.setdefault(cell.row, {})[str(cell.seed)] = _figures(run)
-    first = next((figures for seeds in rows.values() for figures in seeds.values()), None)
-    return {
+        figures = known(before, cell)
+        if figures is None and what == "done" and run is not None:
+            figures = {"cell": cell.digest, **_figures(run)}
+        if figures is not None:
+            rows.setdefault(cell.row, {})[str(cell.seed)] = figures
+    results = {
+        "format": FORMAT,
         "table": name,
         "title": table["title"],
         "protocol": table["protocol"],
         "command": typed,
-        "versions": first["versions"] if first else {},
+        "cells": len(todo),
         "rows": {row["name"]: rows[row["name"]] for row in table["rows"] if row["name"] in rows},
         "published": {row["name"]: row["published"] for row in table["rows"] if "published" in row},
+        "figures": table.get("figures", []),
     }
+    curves = perturb(table, before, runs)
+    return results | ({"robustness": curves} if curves else {})
 
 
 def _figures(run: Path) -> dict[str, Any]:
@@ -172,92 +244,104 @@ def _figures(run: Path) -> dict[str, Any]:
         "ensemble": errors[ensemble]["top1"] if ensemble else None,
         "best_on_test": final["best_on_test"]["errors"][leader]["top1"],
         "diversity": lines[-1]["test"].get("diversity"),
+        "method": record["method"],
         "epochs": final["epochs"],
         "images": record["data"]["images"],
+        "fingerprints": record["data"]["fingerprints"],
         "images_per_second": round(final["images_per_second"]),
+        "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
+        "flops": record["flops"],
         "precision": record["precision"]["used"],
         "device": record["device"],
         "versions": {key: record["versions"][key] for key in ("python", "torch")} | {"distilkit": record["distilkit"]},
-        "recipe": record.get("recipe_digest"),
+        "commit": _commit(),
+        "curves": _curves(lines, ensemble),
     }
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The table in words and figures, made of the JSON alone."""
-    published = results["published"]
-    columns = ["row", "seeds", "leader", "members' mean", "ensemble", "diversity", "images/s"]
-    columns += ["published"] if published else []
-    lines = [f"# {results['title']}", "", results["protocol"], ""]
-    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row, seeds in results["rows"].items():
-        runs = list(seeds.values())
-        cells_ = [
-            row,
-            str(len(runs)),
-            _mean([run["leader"] for run in runs]),
-            _mean([statistics.fmean(run["members"].values()) for run in runs]),
-            _mean([run["ensemble"] for run in runs if run["ensemble"] is not None]),
-            _mean([run["diversity"] for run in runs if run["diversity"] is not None], digits=4),
-            f"{statistics.median(run['images_per_second'] for run in runs):.0f}",
-        ]
-        lines.append("| " + " | ".join([*cells_, *([str(published.get(row, ""))] if published else [])]) + " |")
-    lines += ["", "Top-1 test errors in percent, mean +- sample deviation over seeds; the last epoch.", ""]
-    differences = welch(results)
-    if differences:
-        lines += ["Leader's error minus the baseline's, with Welch's 95 % interval over seeds:", ""]
-        lines += ["| row | difference | 95 % | seeds |", "|---|---|---|---|"]
-        for row, found in differences.items():
-            interval = f"{found['low']:+.2f} to {found['high']:+.2f}"
-            ours, baselines = found["seeds"]
-            lines.append(f"| {row} | {found['difference']:+.2f} | {interval} | {ours}, {baselines} |")
-        lines.append("")
-    runs = [run for seeds in results["rows"].values() for run in seeds.values()]
-    if runs:
-        epochs = sorted({run["epochs"] for run in runs})
-        lines.append(
-            f"{len(runs)} trainings of {', '.join(map(str, epochs))} epochs on {runs[0]['images']['train']:,} training "
-            f"and {runs[0]['images']['test']:,} test images; {', '.join(sorted({run['device'] for run in runs}))}, "
-            f"{', '.join(sorted({run['precision'] for run in runs}))}; torch {runs[0]['versions']['torch']}."
-        )
-    else:
-        lines.append("Nothing has been run yet.")
-    lines += ["", f"Made by `{results['command']}`.", ""]
-    return "\n".join(lines)
+def _curves(lines: list[dict[str, Any]], ensemble: str | None) -> dict[str, Any]:
+    """metrics.jsonl as columns, as far as figures need it: top-1 errors in percent, distances between peers.
+
+    `train`: of every epoch, measured while the weights change; `test`: of the epochs in `test_epochs`.
+    """
+    evaluated = [line for line in lines if "test" in line]
+    columns: dict[str, Any] = {"test_epochs": [line["epoch"] for line in evaluated]}
+    for split, of in (("train", lines), ("test", evaluated)):
+        names = of[-1][split]["errors"]
+        columns[split] = {name: [_rounded(line[split]["errors"][name]["top1"]) for line in of] for name in names}
+        if ensemble in columns[split]:
+            columns[f"{split}_ensemble"] = columns[split].pop(ensemble)
+        if "diversity" in of[-1][split]:
+            columns[f"{split}_diversity"] = [_rounded(line[split]["diversity"]) for line in of]
+    return columns
 
 
-def welch(results: dict[str, Any], baseline: str = "baseline") -> dict[str, dict[str, Any]]:
-    """Difference of the leader's error to the baseline's, for every row with two seeds or more, in points."""
-    rows = {row: [run["leader"] for run in seeds.values()] for row, seeds in results["rows"].items()}
-    if len(rows.get(baseline, [])) < 2:
-        return {}
-    differences = {}
-    for row, errors in rows.items():
-        if row != baseline and len(errors) >= 2:
-            interval = stats.ttest_ind(errors, rows[baseline], equal_var=False).confidence_interval(0.95)
-            differences[row] = {
-                "difference": statistics.fmean(errors) - statistics.fmean(rows[baseline]),
-                "low": float(interval.low),
-                "high": float(interval.high),
-                "seeds": (len(errors), len(rows[baseline])),
-            }
-    return differences
+def _rounded(value: Any) -> Any:
+    """Six digits: more than any figure shows, and the file stays readable."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _mean(values: list[float], digits: int = 2) -> str:
-    if not values:
-        return ""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+def _commit() -> str | None:
+    """The code that trained, as git names it; None outside a checkout."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
 
 
 def write(results: dict[str, Any]) -> list[Path]:
-    """docs/results/<table>.json and .md."""
+    """docs/results/<table>.json, and all that is made of it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{results['table']}.json"
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    page = file.with_suffix(".md")
-    page.write_text(markdown(results), encoding="utf-8")
-    return [file, page]
+    partial = file.with_suffix(".json.partial")
+    partial.write_text(_dump(results) + "\n", encoding="utf-8")
+    partial.replace(file)
+    return [file, *render(results)]
+
+
+def _dump(results: dict[str, Any]) -> str:
+    """JSON in which a list or an object of plain values takes one line, so that a diff can be read."""
+    text = json.dumps(results, indent=1)
+    text = re.sub(r"([\[{])\n\s+([^\[\]{}]*?)\n\s*([\]}])", lambda found: _one_line(*found.groups()), text)
+    assert json.loads(text) == results
+    return text
+
+
+def _one_line(opening: str, inside: str, closing: str) -> str:
+    return opening + re.sub(r"\n\s+", " ", inside) + closing
+
+
+def render(results: Mapping[str, Any]) -> list[Path]:
+    """The Markdown page and the figures, of the JSON alone."""
+    figures = draw(results, RESULTS)
+    page = RESULTS / f"{results['table']}.md"
+    page.write_text(markdown(results, [file.name for file in figures if file.suffix == ".png"]), encoding="utf-8")
+    return [page, *figures]
+
+
+def tell(line: str) -> None:
+    """Progress, for people."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -269,21 +353,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, help="where runs are kept (runs/reproduce/<table>)")
     parser.add_argument("--data", help="sets data.root of every recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes every recipe")
-    parser.add_argument("--tables-only", action="store_true", help="make the Markdown again from the committed JSON")
+    parser.add_argument("--tables-only", action="store_true", help="make table and figures again from the JSON")
     options = parser.parse_args(arguments)
     table = read_table(options.table)
+    before = recorded(options.table)
     if options.tables_only:
-        results = json.loads((RESULTS / f"{options.table}.json").read_text(encoding="utf-8"))
-        (RESULTS / f"{options.table}.md").write_text(markdown(results), encoding="utf-8")
+        if not before:
+            sys.exit(f"{RESULTS / options.table}.json is not there: nothing has been run")
+        render(before)
         return 0
     runs = options.runs or Path("runs") / "reproduce" / options.table
     extra = (*([f"data.root={options.data}"] if options.data else []), *options.set)
-    failed = run_slice(table, runs, options.minutes, options.jobs, extra)
-    typed = f"python benchmarks/reproduce.py {options.table}" + "".join(f" --set {shlex.quote(s)}" for s in options.set)
-    for file in write(collect(options.table, table, runs, typed)):
-        print(file)  # noqa: T201
+    todo = cells(table, extra)
+    with _sigterm_like_ctrl_c():
+        robust = table.get("robustness", {}).get("rows", [])
+        failed = run_slice(still_to_do(todo, before, robust), runs, options.minutes, options.jobs)
+        # Where the images lie is this machine's own business.
+        typed = f"python benchmarks/reproduce.py {options.table}" + (" --data DATA" if options.data else "")
+        typed += "".join(f" --set {shlex.quote(setting)}" for setting in options.set)
+        for file in write(collect(options.table, table, todo, before, runs, typed)):
+            print(file)  # noqa: T201
     for line in failed:
-        print(line, file=sys.stderr)  # noqa: T201
+        tell(line)
     return 1 if failed else 0
 
 

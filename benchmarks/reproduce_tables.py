@@ -1,0 +1,156 @@
+"""The Markdown page of a table's results: what was run, and what the differences are worth."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from scipy import stats
+
+Runs = Mapping[str, Mapping[str, Any]]
+"""A row's figures by seed."""
+
+
+def markdown(results: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
+    """The page, made of the JSON alone. `pictures`: file names beside it."""
+    lines = [f"# {results['title']}", "", results["protocol"], ""]
+    if not results["rows"]:
+        return "\n".join([*lines, "Nothing has been run yet.", "", f"To be made by `{results['command']}`.", ""])
+    lines += _errors(results)
+    lines += _differences(results)
+    lines += _every_run(results)
+    for picture in pictures:
+        lines += [f"![{picture}]({picture})", ""]
+    lines += _made_how(results)
+    return "\n".join(lines)
+
+
+def leader(run: Mapping[str, Any]) -> float:
+    """The deployed student's top-1 test error in percent."""
+    return float(run["leader"])
+
+
+def members_mean(run: Mapping[str, Any]) -> float:
+    """The mean over the students, which the papers give for every method but OKDDip."""
+    return statistics.fmean(run["members"].values())
+
+
+def welch(
+    results: Mapping[str, Any], of: Callable[[Mapping[str, Any]], float], baseline: str = "baseline"
+) -> dict[str, dict[str, Any]]:
+    """Every row's difference to the baseline with its 95 % interval (Welch), in points; needs two seeds of each."""
+    rows = {row: [of(run) for run in seeds.values()] for row, seeds in results["rows"].items()}
+    if len(rows.get(baseline, [])) < 2:
+        return {}
+    differences = {}
+    for row, errors in rows.items():
+        if row != baseline and len(errors) >= 2:
+            interval = stats.ttest_ind(errors, rows[baseline], equal_var=False).confidence_interval(0.95)
+            differences[row] = {
+                "difference": statistics.fmean(errors) - statistics.fmean(rows[baseline]),
+                "low": float(interval.low),
+                "high": float(interval.high),
+                "seeds": (len(errors), len(rows[baseline])),
+            }
+    return differences
+
+
+def wilson(error: float, images: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of one run's error in percent, for the images that were drawn to test it."""
+    interval = stats.binomtest(round(error * images / 100), images).proportion_ci(method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def _errors(results: Mapping[str, Any]) -> list[str]:
+    published = results["published"]
+    columns = ["row", "seeds", "leader", "members' mean", "ensemble", "diversity", "images/s"]
+    columns += ["published"] if published else []
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row, seeds in results["rows"].items():
+        runs = list(seeds.values())
+        line = [
+            row,
+            str(len(runs)),
+            _mean([leader(run) for run in runs]),
+            _mean([members_mean(run) for run in runs]) if len(runs[0]["members"]) > 1 else "",
+            _mean([run["ensemble"] for run in runs if run["ensemble"] is not None]),
+            _mean([run["diversity"] for run in runs if run["diversity"] is not None], digits=4),
+            f"{statistics.median(run['images_per_second'] for run in runs):.0f}",
+            *([str(published.get(row, ""))] if published else []),
+        ]
+        lines.append("| " + " | ".join(line) + " |")
+    return [
+        *lines,
+        "",
+        "Top-1 test errors in percent, mean +- sample deviation over seeds, of the last epoch. Diversity: mean "
+        "Euclidean distance between two peers' predictions on the test images. images/s: of the training, median over "
+        "seeds, on a machine that did other work as well.",
+        "",
+    ]
+
+
+def _differences(results: Mapping[str, Any]) -> list[str]:
+    by_leader, by_mean = welch(results, leader), welch(results, members_mean)
+    if not by_leader:
+        return ["With fewer than two seeds of the baseline nothing can be concluded about differences.", ""]
+    lines = [
+        "Difference to the baseline in points, with Welch's 95 % interval over seeds (no correction for there being "
+        "several comparisons; below 0 is better):",
+        "",
+        "| row | leader | 95 % | members' mean | 95 % | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, found in by_leader.items():
+        several = len(next(iter(results["rows"][row].values()))["members"]) > 1
+        mean = _difference(by_mean[row]) if several else ["", ""]
+        ours, theirs = found["seeds"]
+        lines.append("| " + " | ".join([row, *_difference(found), *mean, f"{ours}, {theirs}"]) + " |")
+    return [*lines, ""]
+
+
+def _difference(found: Mapping[str, Any]) -> list[str]:
+    return [f"{found['difference']:+.2f}", f"{found['low']:+.2f} to {found['high']:+.2f}"]
+
+
+def _every_run(results: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "Every run: the leader's error with Wilson's 95 % interval for the test images, and the lowest error of any "
+        "evaluated epoch, chosen on the test set as the papers' code does and so no honest estimate:",
+        "",
+        "| row | seed | leader | 95 % | ensemble | best on test | epochs | precision |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row, seeds in results["rows"].items():
+        for seed, run in seeds.items():
+            low, high = wilson(run["leader"], run["images"]["test"])
+            ensemble = "" if run["ensemble"] is None else f"{run['ensemble']:.2f}"
+            cells = [row, seed, f"{run['leader']:.2f}", f"{low:.2f} to {high:.2f}", ensemble]
+            cells += [f"{run['best_on_test']:.2f}", str(run["epochs"]), run["precision"]]
+            lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _made_how(results: Mapping[str, Any]) -> list[str]:
+    runs = [run for seeds in results["rows"].values() for run in seeds.values()]
+
+    def all_of(values: Sequence[str]) -> str:
+        return ", ".join(sorted(set(values)))
+
+    images = all_of([f"{run['images']['train']:,} training and {run['images']['test']:,} test images" for run in runs])
+    missing = results["cells"] - len(runs)
+    return [
+        f"{len(runs)} trainings{f' ({missing} of the table are still to be run)' if missing else ''}, "
+        f"{sum(run['minutes'] for run in runs) / 60:.1f} hours of training in all, on {images}; "
+        f"{all_of([run['device'] for run in runs])}; torch {all_of([run['versions']['torch'] for run in runs])}, "
+        f"distilkit {all_of([run['commit'] or run['versions']['distilkit'] for run in runs])}.",
+        "",
+        f"Made by `{results['command']}`; this page and its figures are made of the JSON file beside it by "
+        f"`python benchmarks/reproduce.py {results['table']} --tables-only`.",
+        "",
+    ]
+
+
+def _mean(values: Sequence[float], digits: int = 2) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
