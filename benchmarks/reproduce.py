@@ -38,6 +38,8 @@ INTERRUPTED = (130, 143, -signal.SIGTERM)
 """Exit statuses of a training that was asked to stop; the last, if it had not got as far as to save."""
 
 FORMAT = 2
+CODE = "commit.txt"
+"""Beside a cell's runs: which code began and continued them, a line for each slice."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int) -> list[s
     end = time.monotonic() + 60 * minutes
     # Several trainings share the cores; each with all of them would wait for the others at every operator.
     environment = os.environ | ({"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {})
+    commit = _commit()
     running: dict[str, tuple[Cell, subprocess.Popen[str]]] = {}
     failed: list[str] = []
     tried: set[str] = set()
@@ -153,6 +156,8 @@ def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int) -> list[s
                     continue
                 tell(f"{time.strftime('%H:%M:%S')} {cell.folder}: {shlex.join(line[3:])}")
                 (runs / cell.folder).mkdir(parents=True, exist_ok=True)
+                with (runs / cell.folder / CODE).open("a", encoding="utf-8") as code:
+                    code.write(f"{commit}\n")
                 with (runs / cell.folder / "log.txt").open("a", encoding="utf-8") as log:
                     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environment)
                 running[cell.folder] = (cell, process)
@@ -254,7 +259,7 @@ def _figures(run: Path) -> dict[str, Any]:
         "precision": record["precision"]["used"],
         "device": record["device"],
         "versions": {key: record["versions"][key] for key in ("python", "torch")} | {"distilkit": record["distilkit"]},
-        "commit": _commit(),
+        "commit": ", ".join(dict.fromkeys((run.parent / CODE).read_text(encoding="utf-8").split())),
         "curves": _curves(lines, ensemble),
     }
 
@@ -285,8 +290,8 @@ def _rounded(value: Any) -> Any:
     return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _commit() -> str | None:
-    """The code that trained, as git names it; None outside a checkout."""
+def _commit() -> str:
+    """The code that trains, as git names it."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=ROOT,
@@ -294,7 +299,7 @@ def _commit() -> str | None:
         text=True,
         check=False,
     )
-    return done.stdout.strip() or None
+    return done.stdout.strip() or "unknown"
 
 
 def write(results: dict[str, Any]) -> list[Path]:
