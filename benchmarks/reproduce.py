@@ -291,15 +291,14 @@ def _rounded(value: Any) -> Any:
 
 
 def _commit() -> str:
-    """The code that trains, as git names it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
+    """The code that trains, as git names it; with a plus sign where it was changed since."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    head = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", "distilkit", "recipes", "benchmarks").returncode
+    return f"{head}{'+' if changed else ''}" if head else "unknown"
 
 
 def write(results: dict[str, Any]) -> list[Path]:

@@ -1,12 +1,24 @@
 """benchmarks/reproduce.py: tables in slices, nothing in them that was not run, and the same bytes from the JSON."""
 
-import importlib.util
 import json
+import re
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
+from typing import Any
 
+import matplotlib
+import numpy as np
 import pytest
+import reproduce
+import reproduce_figures
+import reproduce_tables
+import small_data
+from PIL import Image
 from scipy import stats
 
 from distilkit.recipe import load
@@ -18,6 +30,7 @@ title = "Digits"
 protocol = "For the test."
 seeds = [0, 1]
 overrides = ["model.architecture=resnet8", "train.epochs=2", "train.precision=fp32"]
+figures = ["distillation", "perturbation", "diversity"]
 [[rows]]
 name = "baseline"
 recipe = "quickstart_baseline"
@@ -26,82 +39,334 @@ published = "28.76"
 name = "kd"
 recipe = "quickstart_kd"
 needs = "baseline"
+[robustness]
+rows = ["baseline"]
 """
 
 
-@pytest.fixture
-def reproduce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "benchmarks" / "reproduce.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "reproduce", module)
-    spec.loader.exec_module(module)
+@pytest.fixture(autouse=True)
+def tiny_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table of its own, and results of its own; returns the folder of both."""
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "tiny.toml").write_text(TABLE)
-    monkeypatch.setattr(module, "TABLES", tmp_path / "tables")
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    return module
+    monkeypatch.setattr(reproduce, "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+def pretend_run(runs: Path, cell: reproduce.Cell, error: float, state: str = "done") -> Path:
+    """A run's folder as a training leaves it, as far as the tables read it."""
+    folder = runs / cell.folder / f"{cell.row}-20260101T000000Z"
+    folder.mkdir(parents=True)
+    (runs / cell.folder / reproduce.CODE).write_text("abc\nabc\ndef\n")
+    names = ["student_0", "student_1"] if cell.row == "kd" else ["student_0"]
+    errors = {name: {"top1": error + index, "top5": 1.0} for index, name in enumerate(names)}
+    shown = errors | ({"mean_of_logits": {"top1": error - 1, "top5": 1.0}} if len(names) > 1 else {})
+    record = {
+        "state": state,
+        "leader": "student_0",
+        "members": names,
+        "ensemble": "mean_of_logits" if len(names) > 1 else None,
+        "method": "baseline",
+        "data": {"images": {"train": 90, "test": 200}, "fingerprints": {"test": "f"}},
+        "flops": {"train": 2, "deploy": 1, "ensemble": None},
+        "precision": {"used": "fp32"},
+        "device": "cpu (test)",
+        "versions": {"python": "3", "torch": "2"},
+        "distilkit": "0",
+        "final": {
+            "errors": shown,
+            "best_on_test": {"errors": {"student_0": {"top1": error - 0.5}}},
+            "epochs": 2,
+            "images_per_second": 100.4,
+        },
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    lines = [
+        {"epoch": 1, "seconds": 30.0, "train": {"errors": errors}},
+        {"epoch": 2, "seconds": 30.0, "train": {"errors": errors}, "test": {"errors": shown}},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def collected(folder: Path, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    table = reproduce.read_table("tiny") | {"robustness": {}}
+    return reproduce.collect("tiny", table, reproduce.cells(table, ()), before or {}, folder / "runs", "typed")
+
+
+def test_nothing_is_written_down_that_was_not_run(tmp_path: Path) -> None:
+    todo = reproduce.cells(reproduce.read_table("tiny"), ())
+    nothing = collected(tmp_path)
+    assert nothing["rows"] == {}
+    assert "Nothing has been run yet" in reproduce_tables.markdown(nothing)
+    pretend_run(tmp_path / "runs", todo[0], 40.0)
+    pretend_run(tmp_path / "runs", todo[1], 39.0, state="interrupted")
+    results = collected(tmp_path)
+    assert {row: list(seeds) for row, seeds in results["rows"].items()} == {"baseline": ["0"]}
+    assert results["rows"]["baseline"]["0"]["leader"] == 40.0
+    page = reproduce_tables.markdown(results)
+    assert "3 of the table are still to be run" in page
+    assert "nothing can be concluded" in page
+
+
+def test_what_is_recorded_is_not_trained_again_unless_a_student_needs_its_teacher(tmp_path: Path) -> None:
+    todo = reproduce.cells(reproduce.read_table("tiny"), ())
+    for cell in todo[:2]:
+        pretend_run(tmp_path / "runs", cell, 40.0)
+    results = collected(tmp_path)
+    assert [cell.folder for cell in todo] == ["baseline/seed0", "kd/seed0", "baseline/seed1", "kd/seed1"]
+    left = reproduce.still_to_do(todo, results, [])
+    assert [cell.folder for cell in left] == ["baseline/seed1", "kd/seed1"]
+    results["rows"]["baseline"]["1"] = results["rows"]["baseline"]["0"] | {"cell": todo[2].digest}
+    left = reproduce.still_to_do(todo, results, [])
+    assert [cell.folder for cell in left] == ["baseline/seed1", "kd/seed1"], "the teacher's run is needed"
+    results["rows"]["kd"]["1"] = results["rows"]["kd"]["0"] | {"cell": todo[3].digest}
+    assert reproduce.still_to_do(todo, results, []) == []
+    left = reproduce.still_to_do(todo, results, ["baseline"])
+    assert [cell.folder for cell in left] == ["baseline/seed0", "baseline/seed1"], "their curves are missing"
+
+
+def test_the_record_of_another_training_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    table = reproduce.read_table("tiny")
+    todo = reproduce.cells(table, ())
+    pretend_run(tmp_path / "runs", todo[0], 40.0)
+    results = collected(tmp_path)
+    elsewhere = reproduce.cells(table, ("data.root=elsewhere",))
+    assert reproduce.known(results, elsewhere[0]) == results["rows"]["baseline"]["0"]
+    longer = reproduce.cells(table, ("train.epochs=3",))
+    assert reproduce.known(results, longer[0]) is None
+
+
+def test_collecting_again_from_the_record_alone_changes_nothing(tmp_path: Path) -> None:
+    for index, cell in enumerate(reproduce.cells(reproduce.read_table("tiny"), ())):
+        pretend_run(tmp_path / "runs", cell, 40.0 + index)
+    first = collected(tmp_path)
+    files = {file: file.read_bytes() for file in reproduce.write(first)}
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    again = collected(tmp_path, reproduce.recorded("tiny"))
+    assert again == first
+    assert {file: file.read_bytes() for file in reproduce.write(again)} == files
+
+
+def test_the_page_gives_means_deviations_and_both_intervals(tmp_path: Path) -> None:
+    errors = {"baseline": [], "kd": []}
+    for index, cell in enumerate(reproduce.cells(reproduce.read_table("tiny"), ())):
+        error = 40.0 + index * index
+        pretend_run(tmp_path / "runs", cell, error)
+        errors[cell.row].append(error)
+    results = collected(tmp_path)
+    page = reproduce_tables.markdown(results)
+    mean, deviation = statistics.fmean(errors["kd"]), statistics.stdev(errors["kd"])
+    assert f"| kd | 2 | {mean:.2f} +- {deviation:.2f} | {mean + 0.5:.2f} +- {deviation:.2f} | {mean - 1:.2f}" in page
+    assert "| 28.76 |" in page
+    interval = stats.ttest_ind(errors["kd"], errors["baseline"], equal_var=False).confidence_interval(0.95)
+    assert f"| kd | {mean - statistics.fmean(errors['baseline']):+.2f} | " in page
+    assert f"{interval.low:+.2f} to {interval.high:+.2f}" in page
+    # Wilson (1927) by his formula, for 80 wrong of 200.
+    wrong, images, z = 80, 200, stats.norm.ppf(0.975)
+    centre = (wrong + z * z / 2) / (images + z * z)
+    half = z / (images + z * z) * (wrong * (images - wrong) / images + z * z / 4) ** 0.5
+    assert f"| baseline | 0 | 40.00 | {100 * (centre - half):.2f} to {100 * (centre + half):.2f} |" in page
+    assert "distilkit abc, def" in page
+
+
+def test_perturbation_curves_are_measured_once_for_each_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    todo = reproduce.cells(reproduce.read_table("tiny"), ())
+    run = pretend_run(tmp_path / "runs", todo[0], 40.0)
+    asked: list[list[str]] = []
+    curves = {"train": [[1.0, 2.0]], "test": [[3.0, 4.0]]}
+    document = {"runs": [{"magnitudes": [0.0, 5.0], "curves": curves, "cross_entropy": curves, "images": {"test": 2}}]}
+    document["runs"][0] |= {"parameter_norm": 1.23456789, "member": "student_0"}
+
+    def robustness(line: list[str], **_: object) -> SimpleNamespace:
+        asked.append(line)
+        return SimpleNamespace(returncode=0, stdout=json.dumps(document), stderr="")
+
+    monkeypatch.setattr(subprocess, "run", robustness)
+    table = reproduce.read_table("tiny")
+    found = reproduce.perturb(table, {}, tmp_path / "runs")
+    assert [line[3:] for line in asked] == [["robustness", str(run), "--json"]]
+    assert found["baseline"]["0"]["curves"] == curves
+    assert found["baseline"]["0"]["parameter_norm"] == 1.23457
+    assert reproduce.perturb(table, {"robustness": found}, tmp_path / "runs") == found
+    assert len(asked) == 1
+
+
+def pretend_results() -> dict[str, Any]:
+    """Two seeds of every row that a figure wants, with curves that differ."""
+    rows: dict[str, Any] = {}
+    names = ["baseline", "independent", "one", "one_without_distillation", "clilr", "okddip", "three_networks"]
+    for index, row in enumerate([*names, "okddip_3", "okddip_6", "one_3", "one_6"]):
+        for seed in (0, 1):
+            curve = [90.0 - index - seed, 60.0 - index + seed]
+            members = {"student_0": curve, "student_1": [value + 1 for value in curve]}
+            curves = {"test_epochs": [2, 4], "train": members, "test": members}
+            for split in ("train", "test"):
+                curves |= {f"{split}_diversity": [0.1 * index, 0.2], f"{split}_ensemble": curve}
+            figures = {"leader": curve[-1], "members": {name: values[-1] for name, values in members.items()}}
+            rows.setdefault(row, {})[str(seed)] = figures | {"curves": curves}
+    lines = {"train": [[1.0, 2.0], [1.0, 3.0]], "test": [[50.0, 60.0], [50.0, 70.0]]}
+    robust = {"magnitudes": [0.0, 5.0], "curves": lines, "cross_entropy": lines}
+    return {
+        "table": "tiny",
+        "rows": rows,
+        "figures": list(reproduce_figures.FIGURES),
+        "robustness": {row: {"0": robust, "1": robust} for row in ("baseline", "one")},
+    }
+
+
+def test_every_figure_shows_the_curves_of_its_rows(tmp_path: Path) -> None:
+    results = pretend_results()
+    figures = {name: make(results) for name, make in reproduce_figures.FIGURES.items()}
+    assert all(figure is not None for figure in figures.values())
+    left, right = figures["distillation"].axes
+    test_branches = [line for line in right.lines if line.get_label() == "branches, test"]
+    assert [line.get_xydata().tolist() for line in test_branches] == [[[2.0, 88.0], [4.0, 59.0]]]
+    assert {line.get_label() for line in left.lines} >= {"gated ensemble, train", "baseline, test"}
+    (axis,) = figures["diversity"].axes
+    labels = ["independent", "OKDDip", "ONE", "CL-ILR"]
+    assert [line.get_label() for line in axis.lines] == labels
+    assert [line.get_ydata()[0] for line in axis.lines] == pytest.approx([0.1, 0.5, 0.2, 0.4])
+    (axis,) = figures["variance"].axes
+    assert [line.get_label() for line in axis.lines] == ["3 networks", "ONE"]
+    _, axis = figures["perturbation"].axes
+    thick = [line for line in axis.lines if line.get_linewidth() > 2]
+    assert [line.get_ydata().tolist() for line in thick] == [[50.0, 65.0]] * 2
+    assert len(axis.lines) == 2 + 2 * 2 * 2
+    (axis,) = figures["group_size"].axes
+    by_label = {container.get_label(): container.lines[0] for container in axis.containers}
+    assert set(by_label) == {"OKDDip", "ONE"}
+    assert by_label["OKDDip"].get_xydata().tolist() == [[3.0, 53.5], [6.0, 52.5]], "the leader"
+    assert by_label["ONE"].get_ydata().tolist() == [52.0, 51.0], "the mean over branches"
+
+
+def test_a_figure_whose_rows_were_not_run_is_not_drawn(tmp_path: Path) -> None:
+    results = pretend_results() | {"rows": {}, "robustness": {}}
+    assert reproduce_figures.draw(results, tmp_path) == []
+    assert list(tmp_path.glob("*.png")) == []
+
+
+def test_a_figure_drawn_twice_has_the_same_bytes(tmp_path: Path) -> None:
+    results = pretend_results() | {"figures": ["diversity"]}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        assert len(reproduce_figures.draw(results, tmp_path / name)) == 2
+    for file in (tmp_path / "first").iterdir():
+        assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
+
+
+def committed() -> list[Path]:
+    """The results in the repository that this program wrote."""
+    files = sorted((ROOT / "docs" / "results").glob("*.json"))
+    return [file for file in files if json.loads(file.read_text()).get("format") == reproduce.FORMAT]
+
+
+@pytest.mark.parametrize("file", committed(), ids=lambda file: file.stem)
+def test_the_committed_results_regenerate_their_page_and_figures(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    results = json.loads(file.read_text())
+    assert {path.name for path in reproduce.write(results)} >= {file.name, f"{file.stem}.md"}
+    drawn = rf"Matplotlib v{re.escape(matplotlib.__version__)}\b"
+    for made in tmp_path.iterdir():
+        kept = file.parent / made.name
+        # Another matplotlib draws the same with other bytes.
+        if made.suffix in (".json", ".md") or re.search(drawn, kept.with_suffix(".svg").read_text()):
+            assert made.read_bytes() == kept.read_bytes(), made.name
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "tables").glob("*.toml")), ids=lambda file: file.stem)
+def test_every_row_of_every_committed_table_is_a_recipe_that_loads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "TABLES", file.parent)
+    table = reproduce.read_table(file.stem)
+    rows = {row["name"] for row in table["rows"]}
+    assert len(rows) == len(table["rows"])
+    assert set(table.get("figures", [])) <= set(reproduce_figures.FIGURES)
+    assert set(table.get("robustness", {}).get("rows", [])) <= rows
+    for cell in reproduce.cells(table, ()):
+        assert load(cell.recipe, cell.overrides).train.epochs >= 1
+        assert cell.needs is None or cell.needs in rows
+
+
+def test_an_unknown_table_is_named_beside_those_there_are() -> None:
+    with pytest.raises(SystemExit, match="there are: tiny"):
+        reproduce.main(["tinny"])
+
+
+def test_tables_only_of_a_table_never_run_says_so() -> None:
+    with pytest.raises(SystemExit, match="nothing has been run"):
+        reproduce.main(["tiny", "--tables-only"])
 
 
 @pytest.mark.long
-def test_slices_continue_where_the_last_one_ended_and_only_what_ran_is_written(
-    reproduce: ModuleType, tmp_path: Path
-) -> None:
+def test_slices_continue_where_the_last_one_ended_and_each_cell_is_trained_once(tmp_path: Path) -> None:
     arguments = ["tiny", "--runs", str(tmp_path / "runs"), "--jobs", "2"]
     assert reproduce.main([*arguments, "--minutes", "0"]) == 0
-    nothing = json.loads((tmp_path / "results" / "tiny.json").read_text())
-    assert nothing["rows"] == {}
-    assert "Nothing has been run yet" in (tmp_path / "results" / "tiny.md").read_text()
+    assert reproduce.recorded("tiny")["rows"] == {}
     # A slice that ends in the middle of a training: SIGTERM saves, the next slice resumes it.
     assert reproduce.main([*arguments, "--minutes", "0.12"]) == 0
     for _ in range(5):
         assert reproduce.main([*arguments, "--minutes", "2"]) == 0
-        results = json.loads((tmp_path / "results" / "tiny.json").read_text())
+        results = reproduce.recorded("tiny")
         if sum(map(len, results["rows"].values())) == 4:
             break
     assert {row: set(seeds) for row, seeds in results["rows"].items()} == {"baseline": {"0", "1"}, "kd": {"0", "1"}}
     for row, seeds in results["rows"].items():
         for seed, figures in seeds.items():
-            done = [
-                record
-                for file in (tmp_path / "runs" / row / f"seed{seed}").glob("*/run.json")
-                if (record := json.loads(file.read_text()))["state"] == "done"
+            records = [
+                json.loads(file.read_text()) for file in (tmp_path / "runs" / row).glob(f"seed{seed}/*/run.json")
             ]
+            done = [record for record in records if record["state"] == "done"]
             assert len(done) == 1, "each cell is trained once"
             assert figures["leader"] == done[0]["final"]["errors"]["student_0"]["top1"]
             assert done[0]["seed"] == int(seed)
-    _check_page(reproduce, tmp_path, results)
-
-
-def _check_page(
-    reproduce: ModuleType, tmp_path: Path, results: dict[str, dict[str, dict[str, dict[str, float]]]]
-) -> None:
+    assert set(results["robustness"]["baseline"]) == {"0", "1"}
     page = tmp_path / "results" / "tiny.md"
     before = page.read_bytes()
     page.unlink()
     assert reproduce.main(["tiny", "--tables-only"]) == 0
     assert page.read_bytes() == before
-    errors = {row: [run["leader"] for run in seeds.values()] for row, seeds in results["rows"].items()}
-    interval = stats.ttest_ind(errors["kd"], errors["baseline"], equal_var=False).confidence_interval(0.95)
-    text = before.decode()
-    assert f"{interval.low:+.2f} to {interval.high:+.2f}" in text
-    assert f"{statistics.fmean(errors['kd']):.2f} +- {statistics.stdev(errors['kd']):.2f}" in text
-    assert "| 28.76 |" in text
 
 
-def test_an_unknown_table_is_named_beside_those_there_are(reproduce: ModuleType) -> None:
-    with pytest.raises(SystemExit, match="there are: tiny"):
-        reproduce.main(["tinny"])
+@pytest.mark.long
+def test_a_signal_to_the_slice_has_its_trainings_save(tmp_path: Path) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import reproduce; from pathlib import Path;"
+        f"reproduce.TABLES = Path({str(tmp_path / 'tables')!r});"
+        f"reproduce.RESULTS = Path({str(tmp_path / 'results')!r});"
+        f"sys.exit(reproduce.main(['tiny', '--runs', {str(tmp_path / 'runs')!r}, '--set', 'train.epochs=500']))"
+    )
+    (tmp_path / "tables" / "tiny.toml").write_text(TABLE.replace('"train.epochs=2", ', ""))
+    slice_ = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    while not any(file.stat().st_size for file in (tmp_path / "runs").glob("*/*/*/metrics.jsonl")):
+        assert slice_.poll() is None
+        time.sleep(0.2)
+    slice_.send_signal(signal.SIGTERM)
+    assert slice_.wait(timeout=60) == 0
+    (record,) = (json.loads(file.read_text()) for file in (tmp_path / "runs").glob("*/*/*/run.json"))
+    assert record["state"] == "interrupted"
+    assert reproduce.recorded("tiny")["rows"] == {}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "tables").glob("*.toml")), ids=lambda file: file.stem)
-def test_every_row_of_every_committed_table_is_a_recipe_that_loads(
-    reproduce: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reproduce, "TABLES", file.parent)
-    table = reproduce.read_table(file.stem)
-    rows = {row["name"] for row in table["rows"]}
-    for cell in reproduce.cells(table, ()):
-        assert load(cell.recipe, cell.overrides).train.epochs >= 1
-        assert cell.needs is None or cell.needs in rows
+def test_the_small_protocols_images_depend_on_pixels_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_data, "EACH", 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 6, 8, 8, 3), dtype=np.uint8)
+    orders = {"one": range(6), "other": [5, 2, 0, 1, 4, 3, 3]}
+    for source, order in orders.items():
+        for split, of_split in zip(("train", "test"), pixels, strict=True):
+            for name, of_class in zip(("cat", "dog"), of_split, strict=True):
+                (tmp_path / source / split / name).mkdir(parents=True)
+                for place, index in enumerate(order):
+                    Image.fromarray(of_class[index]).save(tmp_path / source / split / name / f"{place}.png")
+    digests = []
+    for source in orders:
+        target = tmp_path / f"{source}_small"
+        assert small_data.main([str(target), "--from-folder", str(tmp_path / source)]) == 0
+        digests.append(sorted((file.relative_to(target), file.read_bytes()) for file in target.rglob("*.png")))
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 2 * 3 + 2 * 6
+    assert small_data.main([str(tmp_path / "none"), "--from-folder", str(tmp_path)]) == 1
