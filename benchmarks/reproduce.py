@@ -140,8 +140,7 @@ def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int) -> list[s
     However this ends, by a signal too, every training is first asked to save.
     """
     end = time.monotonic() + 60 * minutes
-    # Several trainings share the cores; each with all of them would wait for the others at every operator.
-    environment = os.environ | ({"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {})
+    environment = _threads(jobs)
     commit = _commit()
     running: dict[str, tuple[Cell, subprocess.Popen[str]]] = {}
     failed: list[str] = []
@@ -176,6 +175,11 @@ def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int) -> list[s
     return failed + _reap(running)
 
 
+def _threads(jobs: int) -> dict[str, str]:
+    """The environment in which several processes share the cores; each with all would wait for the others' threads."""
+    return os.environ | ({"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {})
+
+
 def _reap(running: dict[str, tuple[Cell, subprocess.Popen[str]]]) -> list[str]:
     failed = []
     for folder, (cell, process) in list(running.items()):
@@ -188,7 +192,7 @@ def _reap(running: dict[str, tuple[Cell, subprocess.Popen[str]]]) -> list[str]:
     return failed
 
 
-def perturb(table: Mapping[str, Any], before: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+def perturb(table: Mapping[str, Any], before: Mapping[str, Any], runs: Path, jobs: int = 1) -> dict[str, Any]:
     """Perturbation curves (ONE, section 4.5) of the rows that ask for them: row -> seed -> curves.
 
     One command for each finished run, with the same directions' seed for all; what is recorded is kept.
@@ -201,7 +205,7 @@ def perturb(table: Mapping[str, Any], before: Mapping[str, Any], runs: Path) -> 
                 continue
             line = [sys.executable, "-m", "distilkit", "robustness", str(run), "--json"]
             tell(f"{time.strftime('%H:%M:%S')} {row}/seed{seed}: {shlex.join(line[3:])}")
-            done = subprocess.run(line, capture_output=True, text=True, check=False)
+            done = subprocess.run(line, capture_output=True, text=True, check=False, env=_threads(jobs))
             if done.returncode:
                 tell(f"{row}/seed{seed}: robustness failed: {done.stderr.strip()}")
                 continue
@@ -212,7 +216,13 @@ def perturb(table: Mapping[str, Any], before: Mapping[str, Any], runs: Path) -> 
 
 
 def collect(
-    name: str, table: Mapping[str, Any], todo: list[Cell], before: Mapping[str, Any], runs: Path, typed: str
+    name: str,
+    table: Mapping[str, Any],
+    todo: list[Cell],
+    before: Mapping[str, Any],
+    runs: Path,
+    typed: str,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """What has been run of a table: what its file held already, and the runs' own records; nothing else."""
     rows: dict[str, Any] = {}
@@ -234,7 +244,7 @@ def collect(
         "published": {row["name"]: row["published"] for row in table["rows"] if "published" in row},
         "figures": table.get("figures", []),
     }
-    curves = perturb(table, before, runs)
+    curves = perturb(table, before, runs, jobs)
     return results | ({"robustness": curves} if curves else {})
 
 
@@ -375,7 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Where the images lie is this machine's own business.
         typed = f"python benchmarks/reproduce.py {options.table}" + (" --data DATA" if options.data else "")
         typed += "".join(f" --set {shlex.quote(setting)}" for setting in options.set)
-        for file in write(collect(options.table, table, todo, before, runs, typed)):
+        for file in write(collect(options.table, table, todo, before, runs, typed, options.jobs)):
             print(file)  # noqa: T201
     for line in failed:
         tell(line)
