@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/quickstart.toml
 
-.PHONY: quickstart test test-long lint clean
+.PHONY: quickstart test test-long lint reproduce clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distilkit needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -37,6 +37,13 @@ test: lint
 
 test-long: lint
 	$(PYTEST)
+
+# A table of trainings in slices, see benchmarks/reproduce.py: make reproduce TABLE=small DATA=images MINUTES=60 JOBS=2
+TABLE ?= small
+MINUTES ?= 60
+JOBS ?= 1
+reproduce: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/reproduce.py $(TABLE) $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --jobs $(JOBS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Run a table, methods x seeds, in slices that survive interruption, and write down what was really run.
 
     python benchmarks/reproduce.py small --data images --minutes 60 --jobs 2
+    python benchmarks/reproduce.py small --rows baseline,one --seeds 0
     python benchmarks/reproduce.py small --tables-only
 
 A table is a TOML file in benchmarks/tables/: rows (a recipe and what is changed in it), seeds, and what is changed in
@@ -112,9 +113,9 @@ def command(cell: Cell, runs: Path) -> list[str] | None:
     return [*train, cell.recipe, *changed, "--runs", str(folder), "--json"]
 
 
-def recorded(name: str) -> dict[str, Any]:
-    """What docs/results/<name>.json holds; nothing where there is no such file."""
-    file = RESULTS / f"{name}.json"
+def recorded(name: str, folder: Path | None = None) -> dict[str, Any]:
+    """What <name>.json in the results' folder holds; nothing where there is no such file."""
+    file = (folder or RESULTS) / f"{name}.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found if found.get("format") == FORMAT else {}
 
@@ -311,14 +312,15 @@ def _commit() -> str:
     return f"{head}{'+' if changed else ''}" if head else "unknown"
 
 
-def write(results: dict[str, Any]) -> list[Path]:
-    """docs/results/<table>.json, and all that is made of it."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{results['table']}.json"
+def write(results: dict[str, Any], folder: Path | None = None) -> list[Path]:
+    """<table>.json in the results' folder, and all that is made of it."""
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{results['table']}.json"
     partial = file.with_suffix(".json.partial")
     partial.write_text(_dump(results) + "\n", encoding="utf-8")
     partial.replace(file)
-    return [file, *render(results)]
+    return [file, *render(results, folder)]
 
 
 def _dump(results: dict[str, Any]) -> str:
@@ -333,10 +335,10 @@ def _one_line(opening: str, inside: str, closing: str) -> str:
     return opening + re.sub(r"\n\s+", " ", inside) + closing
 
 
-def render(results: Mapping[str, Any]) -> list[Path]:
+def render(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """The Markdown page and the figures, of the JSON alone."""
-    figures = draw(results, RESULTS)
-    page = RESULTS / f"{results['table']}.md"
+    figures = draw(results, folder)
+    page = folder / f"{results['table']}.md"
     page.write_text(markdown(results, [file.name for file in figures if file.suffix == ".png"]), encoding="utf-8")
     return [page, *figures]
 
@@ -358,6 +360,21 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _chosen(todo: list[Cell], table: Mapping[str, Any], options: argparse.Namespace) -> list[Cell]:
+    """The cells of the rows and seeds that were asked for, and the teachers of those."""
+    rows = {row["name"]: row.get("needs") for row in table["rows"]}
+    wanted = set(options.rows or rows)
+    if unknown := wanted - rows.keys():
+        sys.exit(f"there is no row {', '.join(sorted(unknown))}; there are: {', '.join(rows)}")
+    wanted |= {needs for row in wanted if (needs := rows[row])}
+    seeds = options.seeds or [str(seed) for seed in table["seeds"]]
+    return [cell for cell in todo if cell.row in wanted and str(cell.seed) in seeds]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, also when the slice ended before the table was complete; 1 when a training failed."""
     parser = argparse.ArgumentParser(description="Run a table in slices and write down what was run.")
@@ -366,26 +383,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--runs", type=Path, help="where runs are kept (runs/reproduce/<table>)")
     parser.add_argument("--data", help="sets data.root of every recipe")
+    parser.add_argument("--rows", type=_names, metavar="ROW,ROW", help="train these rows only")
+    parser.add_argument("--seeds", type=_names, metavar="SEED,SEED", help="train with these of the seeds only")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes every recipe")
+    parser.add_argument("--results", type=Path, help="where results are written (docs/results)")
     parser.add_argument("--tables-only", action="store_true", help="make table and figures again from the JSON")
     options = parser.parse_args(arguments)
     table = read_table(options.table)
-    before = recorded(options.table)
+    if options.set and not options.results:
+        parser.error("with --set this is another table than the committed one: name a folder with --results")
+    results = options.results or RESULTS
+    before = recorded(options.table, results)
     if options.tables_only:
         if not before:
-            sys.exit(f"{RESULTS / options.table}.json is not there: nothing has been run")
-        render(before)
+            sys.exit(f"{results / options.table}.json is not there: nothing has been run")
+        render(before, results)
         return 0
     runs = options.runs or Path("runs") / "reproduce" / options.table
-    extra = (*([f"data.root={options.data}"] if options.data else []), *options.set)
-    todo = cells(table, extra)
+    todo = cells(table, (*([f"data.root={options.data}"] if options.data else []), *options.set))
+    chosen = _chosen(still_to_do(todo, before, table.get("robustness", {}).get("rows", [])), table, options)
     with _sigterm_like_ctrl_c():
-        robust = table.get("robustness", {}).get("rows", [])
-        failed = run_slice(still_to_do(todo, before, robust), runs, options.minutes, options.jobs)
+        failed = run_slice(chosen, runs, options.minutes, options.jobs)
         # Where the images lie is this machine's own business.
         typed = f"python benchmarks/reproduce.py {options.table}" + (" --data DATA" if options.data else "")
         typed += "".join(f" --set {shlex.quote(setting)}" for setting in options.set)
-        for file in write(collect(options.table, table, todo, before, runs, typed, options.jobs)):
+        for file in write(collect(options.table, table, todo, before, runs, typed, options.jobs), results):
             print(file)  # noqa: T201
     for line in failed:
         tell(line)

@@ -302,6 +302,30 @@ def test_tables_only_of_a_table_never_run_says_so() -> None:
         reproduce.main(["tiny", "--tables-only"])
 
 
+def test_rows_and_seeds_can_be_chosen_and_bring_their_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr(reproduce, "run_slice", lambda todo, *_: trained.extend(cell.folder for cell in todo) or [])
+    assert reproduce.main(["tiny", "--rows", "kd", "--seeds", "1"]) == 0
+    assert trained == ["baseline/seed1", "kd/seed1"]
+    trained.clear()
+    assert reproduce.main(["tiny", "--rows", "baseline"]) == 0
+    assert trained == ["baseline/seed0", "baseline/seed1"]
+    with pytest.raises(SystemExit, match="no row baselin; there are: baseline, kd"):
+        reproduce.main(["tiny", "--rows", "baselin"])
+
+
+def test_a_changed_table_does_not_overwrite_the_committed_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        reproduce.main(["tiny", "--set", "train.epochs=1"])
+    assert "--results" in capsys.readouterr().err
+    elsewhere = tmp_path / "elsewhere"
+    assert reproduce.main(["tiny", "--set", "train.epochs=1", "--results", str(elsewhere), "--minutes", "0"]) == 0
+    assert (elsewhere / "tiny.json").is_file()
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.long
 def test_slices_continue_where_the_last_one_ended_and_each_cell_is_trained_once(tmp_path: Path) -> None:
     arguments = ["tiny", "--runs", str(tmp_path / "runs"), "--jobs", "2"]
@@ -338,9 +362,9 @@ def test_a_signal_to_the_slice_has_its_trainings_save(tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import reproduce; from pathlib import Path;"
         f"reproduce.TABLES = Path({str(tmp_path / 'tables')!r});"
         f"reproduce.RESULTS = Path({str(tmp_path / 'results')!r});"
-        f"sys.exit(reproduce.main(['tiny', '--runs', {str(tmp_path / 'runs')!r}, '--set', 'train.epochs=500']))"
+        f"sys.exit(reproduce.main(['tiny', '--runs', {str(tmp_path / 'runs')!r}]))"
     )
-    (tmp_path / "tables" / "tiny.toml").write_text(TABLE.replace('"train.epochs=2", ', ""))
+    (tmp_path / "tables" / "tiny.toml").write_text(TABLE.replace("train.epochs=2", "train.epochs=500"))
     slice_ = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     while not any(file.stat().st_size for file in (tmp_path / "runs").glob("*/*/*/metrics.jsonl")):
         assert slice_.poll() is None
