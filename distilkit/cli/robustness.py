@@ -28,11 +28,33 @@ def robustness(
         Literal["unit", "filter-normalised"],
         typer.Option("--directions-kind", help="Unit length (the paper), or each filter scaled to its own norm."),
     ] = "unit",
+    rise: Annotated[
+        float,
+        typer.Option("--rise", metavar="POINTS", help="Report at which magnitude the error rose so far."),
+    ] = 10.0,
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            "--inputs", metavar="KINDS", help="Perturb the images as well: all, or noise,blur,brightness,contrast,jpeg."
+        ),
+    ] = None,
+    parameters: Annotated[
+        bool, typer.Option("--parameters/--no-parameters", help="Whether parameters are perturbed.")
+    ] = True,
     max_increase: Annotated[
         float | None,
         typer.Option("--max-increase", metavar="POINTS", help="Fail if the test error rises by more at --at."),
     ] = None,
     at: Annotated[float | None, typer.Option("--at", metavar="D", help="The magnitude that is checked.")] = None,
+    thresholds: Annotated[
+        Path | None, typer.Option("--thresholds", metavar="FILE", help="A TOML file of checks; see docs/robustness.md.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write the checks as JUnit XML as well.")
+    ] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Print the checks as GitHub annotations as well, on stderr.")
+    ] = False,
     member: options.Member = None,
     checkpoint: options.Checkpoint = None,
     data: options.DataRoot = None,
@@ -43,28 +65,44 @@ def robustness(
 ) -> None:
     """How flat the optimum is: errors while all parameters are moved along random directions (ONE, section 4.5).
 
-    With --max-increase and --at it is a check: exit status 1 when the mean test error rises by more.
+    With --max-increase and --at, or --thresholds, it is a check: exit status 1 when one fails.
 
     Examples:
 
       distilkit robustness
 
       distilkit robustness models/small --max-increase 5 --at 2
+
+      distilkit robustness --inputs all --thresholds robustness.toml --junit robustness.xml
     """
     if (max_increase is None) != (at is None):
         raise UserError(
             "--max-increase and --at go together", "--max-increase 5 --at 2: at most 5 points at magnitude 2"
         )
 
-    from distilkit import console
-    from distilkit.workflows.robustness import Settings, Threshold
-    from distilkit.workflows.robustness import robustness as workflow
+    import time
 
+    from distilkit import console
+    from distilkit.analysis import corruption
+    from distilkit.report import checks as reports
+    from distilkit.run import writable
+    from distilkit.workflows.robustness import Settings
+    from distilkit.workflows.robustness import robustness as workflow
+    from distilkit.workflows.robustness_checks import Thresholds, read_thresholds, threshold_of_options
+
+    started = time.monotonic()
+    wanted = read_thresholds(thresholds) if thresholds else Thresholds()
+    if max_increase is not None and at is not None:
+        wanted = wanted.with_parameters(threshold_of_options(max_increase, at))
+    kinds = [kind.strip() for kind in inputs.split(",")] if inputs else []
+    kinds = list(corruption.names()) if kinds == ["all"] else kinds
     document = workflow(
         run or [],
         runs,
-        Settings(max_distance, steps, directions, images, seed, statistics, directions_kind),
-        threshold=None if max_increase is None or at is None else Threshold(max_increase, at),
+        Settings(
+            max_distance, steps, directions, images, seed, statistics, directions_kind, rise, parameters, tuple(kinds)
+        ),
+        thresholds=wanted,
         member=member,
         checkpoint=checkpoint,
         data_root=data,
@@ -72,14 +110,16 @@ def robustness(
         device=device,
         observer=console.TerminalObserver(),
     )
+    if junit:
+        with writable(junit.parent):
+            junit.write_bytes(reports.junit(document["checks"], time.monotonic() - started))
     console.print_json(document) if json_output else _show(document)
     for check in document["checks"]:
         verdict = "passed" if check["passed"] else "FAILED"
-        console.tell(
-            f"{verdict}: {check['run']}: the test error rises by {check['increase']:.2f} points at d = "
-            f"{check['at']:g}, mean over directions ({check['max_increase']:g} are allowed)",
-            "green" if check["passed"] else "red",
-        )
+        console.tell(f"{verdict}: {check['run']}: {check['message']}", "green" if check["passed"] else "red")
+    if github:
+        for line in reports.annotations(document["checks"]):
+            console.tell(line)
     if not document["passed"]:
         raise typer.Exit(1)
 
@@ -88,24 +128,63 @@ def _show(document: dict[str, Any]) -> None:
     from distilkit import console
 
     for run in document["runs"]:
-        rows = []
-        for index, magnitude in enumerate(run["magnitudes"]):
-            cells = [f"{magnitude:g}"]
-            for key, digits in (("curves", 2), ("cross_entropy", 4)):
-                for split in ("train", "test"):
-                    values = [curve[index] for curve in run[key][split]]
-                    spread = f" +- {statistics_of.stdev(values):.{digits}f}" if len(values) > 1 else ""
-                    cells.append(f"{statistics_of.fmean(values):.{digits}f}{spread}")
-            rows.append(cells)
-        settings = document["settings"]
-        console.print_table(
-            f"{run['run']}, {run['member']}: mean and deviation over {settings['directions']} directions",
-            ["d", "train error, %", "test error, %", "train nats", "test nats"],
-            rows,
-            f"nats: cross-entropy; batch norm statistics {settings['statistics']}; "
-            f"directions {settings['directions_kind']}; "
-            f"norm of all parameters {run['parameter_norm']:.1f}; "
-            f"{run['images']['train']} training and {run['images']['test']} test images",
-        )
+        if "curves" in run:
+            _show_curves(run, document["settings"])
+        if "inputs" in run:
+            _show_inputs(run)
     for file in document["files"]:
         console.print_line(f"written: {file}")
+
+
+def _show_curves(run: dict[str, Any], settings: dict[str, Any]) -> None:
+    from distilkit import console
+
+    rows = []
+    for index, magnitude in enumerate(run["magnitudes"]):
+        cells = [f"{magnitude:g}"]
+        for key, digits in (("curves", 2), ("cross_entropy", 4)):
+            for split in ("train", "test"):
+                values = [curve[index] for curve in run[key][split]]
+                spread = f" +- {statistics_of.stdev(values):.{digits}f}" if len(values) > 1 else ""
+                cells.append(f"{statistics_of.fmean(values):.{digits}f}{spread}")
+        rows.append(cells)
+    console.print_table(
+        f"{run['run']}, {run['member']}: mean and deviation over {settings['directions']} directions",
+        ["d", "train error, %", "test error, %", "train nats", "test nats"],
+        rows,
+        f"nats: cross-entropy; batch norm statistics {settings['statistics']}; "
+        f"directions {settings['directions_kind']}; "
+        f"norm of all parameters {run['parameter_norm']:.1f}; "
+        f"{run['images']['train']} training and {run['images']['test']} test images",
+    )
+    found = run["sharpness"]
+    rise, area = found["magnitude"]["mean"], _spread(found["area"], 2)
+    where = f"at d = {_spread(found['magnitude'], 2)}" if rise < float("inf") else "nowhere on this grid"
+    console.print_line(
+        f"sharpness: the test error rises by {area} points on average up to d = {run['magnitudes'][-1]:g}, "
+        f"and by {found['rise']:g} points {where} (mean and deviation over directions)"
+    )
+
+
+def _show_inputs(run: dict[str, Any]) -> None:
+    from distilkit import console
+
+    found = run["inputs"]
+    amounts = "; ".join(
+        f"{kind}: {', '.join(f'{amount:g}' for amount in found['amounts'][kind])} {found['units'][kind]}"
+        for kind in found["errors"]
+    )
+    console.print_table(
+        f"{run['run']}, {run['member']}: test error in % on perturbed images, by severity",
+        ["perturbation", "none", *(str(1 + index) for index in range(len(next(iter(found["errors"].values())))))],
+        [
+            [kind, f"{found['clean']:.2f}", *(f"{error:.2f}" for error in errors)]
+            for kind, errors in found["errors"].items()
+        ],
+        f"mean of all perturbed: {found['mean']:.2f}; {run['images']['test']} test images; 1 to 5 mean {amounts}",
+    )
+
+
+def _spread(found: dict[str, Any], digits: int) -> str:
+    deviation = f" +- {found['deviation']:.{digits}f}" if found["deviation"] is not None else ""
+    return f"{found['mean']:.{digits}f}{deviation}"

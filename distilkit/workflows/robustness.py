@@ -3,23 +3,25 @@
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from distilkit.analysis import perturbation
+from distilkit.analysis import corruption, metrics, perturbation, sharpness
 from distilkit.analysis.perturbation import DirectionKind
 from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
+from distilkit.group import Classifier
 from distilkit.observer import Observer
 from distilkit.randomness import generator
 from distilkit.report.curves import plot_curves
 from distilkit.run import Model, open_model, writable, write_json
 from distilkit.workflows.evaluate import choose_device
+from distilkit.workflows.robustness_checks import Thresholds, check_kind
 
 Statistics = Literal["frozen", "recomputed"]
 BATCH_SIZE = 250
@@ -28,7 +30,12 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Settings:
-    """`max_distance`, `steps`: the grid of magnitudes, 0 included. `images`: of each split, drawn by `seed`."""
+    """What is measured.
+
+    `max_distance`, `steps`: the grid of magnitudes, 0 included. `images`: of each split, drawn by `seed`. `rise`: in
+    points, for the magnitude at which the error has risen so far. `parameters`: whether parameters are perturbed at
+    all. `inputs`: the kinds of perturbed images, see `analysis.corruption`.
+    """
 
     max_distance: float
     steps: int
@@ -37,14 +44,9 @@ class Settings:
     seed: int
     statistics: Statistics
     directions_kind: DirectionKind
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The top-1 test error, mean over directions, may rise by at most `max_increase` points at magnitude `at`."""
-
-    max_increase: float
-    at: float
+    rise: float = 10.0
+    parameters: bool = True
+    inputs: tuple[str, ...] = ()
 
 
 def robustness(
@@ -52,7 +54,7 @@ def robustness(
     runs: Path,
     settings: Settings,
     *,
-    threshold: Threshold | None,
+    thresholds: Thresholds,
     member: str | None,
     checkpoint: str | None,
     data_root: str | None,
@@ -60,73 +62,137 @@ def robustness(
     device: str,
     observer: Observer,
 ) -> dict[str, Any]:
-    """Perturb the deployed model's trainable parameters as one vector, and measure errors along random directions.
+    """Perturb the deployed model's trainable parameters as one vector, and its images, and measure errors.
 
-    `curves`: top-1 error in percent; `cross_entropy`: nats; each as split -> direction -> magnitude. `passed` is False
-    when a threshold is exceeded or an error is not finite. Writes robustness.json, .png and .svg. Raises `UserError`
-    for settings out of range.
+    `curves`: top-1 error in percent; `cross_entropy`: nats; each as split -> direction -> magnitude. `sharpness`: the
+    test curves in two numbers. `inputs`: top-1 test errors by kind and severity. `passed` is False when a threshold is
+    exceeded or an error is not finite. Writes robustness.json, and .png and .svg of the curves. Raises `UserError` for
+    settings out of range.
     """
-    _check(settings, threshold)
+    settings = _completed(settings, thresholds)
+    _check(settings, thresholds)
     chosen: Sequence[Path | None] = paths or [None]
     models = [open_model(path, runs, member=member, checkpoint=checkpoint)[1] for path in chosen]
-    grid = perturbation.magnitudes(settings.max_distance, settings.steps, [threshold.at] if threshold else [])
+    wanted = [threshold.at for threshold in thresholds.parameters]
+    grid = perturbation.magnitudes(settings.max_distance, settings.steps, wanted)
     document: dict[str, Any] = {
         "settings": vars(settings),
-        "runs": [_curves(model, grid, settings, data_root, device, observer) for model in models],
+        "runs": [_measured(model, grid, settings, data_root, device, observer) for model in models],
     }
-    document["checks"] = [_checked(run, threshold) for run in document["runs"]] if threshold else []
+    document["checks"] = [threshold.check(run) for run in document["runs"] for threshold in thresholds.all]
     document["passed"] = all(check["passed"] for check in document["checks"])
     with writable(output or models[0].path / "robustness") as folder:
-        document["files"] = [
-            str(folder / "robustness.json"),
-            *map(str, _plots(document["runs"], folder, settings)),
-        ]
+        plots = _plots(document["runs"], folder, settings) if settings.parameters else []
+        document["files"] = [str(folder / "robustness.json"), *map(str, plots)]
         write_json(folder / "robustness.json", document)
     return document
+
+
+def _completed(settings: Settings, thresholds: Thresholds) -> Settings:
+    """The settings with all that the thresholds need to be measured."""
+    kinds = dict.fromkeys([*settings.inputs, *(threshold.perturbation for threshold in thresholds.inputs)])
+    parameters = settings.parameters or bool(thresholds.parameters or thresholds.sharpness)
+    return replace(settings, inputs=tuple(kinds), parameters=parameters)
 
 
 def _plots(runs: list[dict[str, Any]], folder: Path, settings: Settings) -> list[Path]:
     return plot_curves(runs, folder / "robustness", settings.statistics, settings.directions_kind)
 
 
-def _curves(
+def _measured(
     model: Model, grid: list[float], settings: Settings, data_root: str | None, device: str, observer: Observer
 ) -> dict[str, Any]:
     where = torch.device(choose_device(device))
-    data = model.data.load(SPLITS, data_root)
+    data = model.data.load(SPLITS if settings.parameters else ("test",), data_root)
     if changed := model.data.changed(data):
         observer.note(f"the images of {' and '.join(changed)} are not the ones that {model.path} was trained with")
     chosen = {name: _some(split, settings) for name, split in data.splits.items()}
     classifier = model.classifier.to(where).eval()
-    vectors = perturbation.directions(classifier, settings.directions, settings.seed, settings.directions_kind)
-    splits = {name: _Batches(split, where) for name, split in chosen.items()}
-    total = len(grid) * settings.directions
-    per_direction = []
-    for index, vector in enumerate(vectors):
-
-        def progress(done: int, _: int, before: int = index * len(grid)) -> None:
-            observer.progress(f"perturbations of {model.path.name}", before + done, total)
-
-        per_direction.append(
-            perturbation.curve(
-                classifier,
-                splits,
-                vector.to(where),
-                grid,
-                recompute_on=splits["train"].images if settings.statistics == "recomputed" else None,
-                progress=progress,
-            )
-        )
     parameters = [p.detach().float().norm() for p in classifier.parameters() if p.requires_grad]
-    return {
+    measured: dict[str, Any] = {
         "run": str(model.path),
         "member": model.member,
         "method": model.method,
         "images": {name: len(split.labels) for name, split in chosen.items()},
         "parameter_norm": float(torch.stack(parameters).norm()),
+    }
+    if settings.parameters:
+        splits = {name: _Batches(split, where) for name, split in chosen.items()}
+        measured |= _curves(classifier, splits, grid, settings, model.path.name, observer)
+    if settings.inputs:
+        batches = _Batches(chosen["test"], where)
+        measured["inputs"] = _under_perturbed_images(classifier, batches, settings, model.path.name, observer)
+    return measured
+
+
+def _curves(
+    classifier: Classifier,
+    splits: dict[str, "_Batches"],
+    grid: list[float],
+    settings: Settings,
+    name: str,
+    observer: Observer,
+) -> dict[str, Any]:
+    """Errors along every direction, and the test errors' rise in two numbers."""
+    vectors = perturbation.directions(classifier, settings.directions, settings.seed, settings.directions_kind)
+    total = len(grid) * settings.directions
+    per_direction = []
+    for index, vector in enumerate(vectors):
+
+        def progress(done: int, _: int, before: int = index * len(grid)) -> None:
+            observer.progress(f"perturbations of {name}", before + done, total)
+
+        per_direction.append(
+            perturbation.curve(
+                classifier,
+                splits,
+                vector.to(splits["test"].device),
+                grid,
+                recompute_on=splits["train"].images if settings.statistics == "recomputed" else None,
+                progress=progress,
+            )
+        )
+    curves = {s: [[point.top1_error for point in curve[s]] for curve in per_direction] for s in SPLITS}
+    return {
         "magnitudes": grid,
-        "curves": {s: [[point.top1_error for point in curve[s]] for curve in per_direction] for s in SPLITS},
+        "curves": curves,
         "cross_entropy": {s: [[point.cross_entropy for point in curve[s]] for curve in per_direction] for s in SPLITS},
+        "sharpness": {
+            "split": "test",
+            "area": asdict(sharpness.area(grid, curves["test"])),
+            "rise": settings.rise,
+            "magnitude": asdict(sharpness.reach(grid, curves["test"], settings.rise)),
+        },
+    }
+
+
+def _under_perturbed_images(
+    classifier: Classifier, batches: "_Batches", settings: Settings, name: str, observer: Observer
+) -> dict[str, Any]:
+    """Top-1 test errors in percent, of the images themselves and by kind and severity; fixed statistics."""
+
+    def error(kind: str | None, severity: int) -> float:
+        wrong, seen = torch.zeros((), dtype=torch.int64, device=batches.device), 0
+        for images, labels in batches():
+            if kind is not None:
+                images = corruption.corrupt(images, kind, severity, seed=settings.seed, start=seen)
+            wrong += metrics.errors(classifier(images).float(), labels).top1
+            seen += len(labels)
+        return 100 * int(wrong) / seen
+
+    severities = range(1, corruption.SEVERITIES + 1)
+    with torch.inference_mode():
+        clean, errors = error(None, 0), {}
+        for done, kind in enumerate(settings.inputs, start=1):
+            errors[kind] = [error(kind, severity) for severity in severities]
+            observer.progress(f"perturbed images of {name}", done, len(settings.inputs))
+    kinds = {kind: corruption.CORRUPTIONS[kind] for kind in settings.inputs}
+    return {
+        "clean": clean,
+        "errors": errors,
+        "mean": statistics.fmean(value for values in errors.values() for value in values),
+        "amounts": {kind: list(found.amounts) for kind, found in kinds.items()},
+        "units": {kind: found.unit for kind, found in kinds.items()},
     }
 
 
@@ -152,30 +218,17 @@ def _some(split: Split, settings: Settings) -> Split:
     return Split(split.images[some].contiguous(memory_format=torch.channels_last), split.labels[some])
 
 
-def _checked(run: dict[str, Any], threshold: Threshold) -> dict[str, Any]:
-    at = run["magnitudes"].index(threshold.at)
-    increases = [curve[at] - curve[run["magnitudes"].index(0.0)] for curve in run["curves"]["test"]]
-    increase = statistics.fmean(increases)
-    return {
-        "run": run["run"],
-        "split": "test",
-        "at": threshold.at,
-        "max_increase": threshold.max_increase,
-        "increase": increase,
-        "largest_increase": max(increases),
-        "passed": math.isfinite(increase) and increase <= threshold.max_increase,
-    }
-
-
-def _check(settings: Settings, threshold: Threshold | None) -> None:
+def _check(settings: Settings, thresholds: Thresholds) -> None:
     for name in ("directions", "images", "steps"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} must be 1 or more, not {getattr(settings, name)}", f"--{name} 5")
     if settings.seed < 0:
         raise UserError(f"--seed must be 0 or more, not {settings.seed}", "--seed 0")
-    if not (math.isfinite(settings.max_distance) and settings.max_distance > 0):
-        raise UserError(f"--max-distance must be above 0, not {settings.max_distance:g}", "--max-distance 5")
-    if threshold and not math.isfinite(threshold.max_increase):
-        raise UserError(f"--max-increase must be a number of points, not {threshold.max_increase}", "--max-increase 5")
-    if threshold and not (math.isfinite(threshold.at) and threshold.at > 0):
-        raise UserError(f"--at must be a magnitude above 0, not {threshold.at:g}", "--at 2")
+    for name in ("max_distance", "rise"):
+        value, option = getattr(settings, name), f"--{name.replace('_', '-')}"
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"{option} must be above 0, not {value:g}", f"{option} 5")
+    for kind in settings.inputs:
+        check_kind(kind)
+    if not settings.parameters and not settings.inputs:
+        raise UserError("with --no-parameters nothing is left to measure", "add --inputs all")
