@@ -98,7 +98,7 @@ def test_parameter_counts_of_the_imagenet_forms_are_the_published_ones(name: str
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
-        # OKDDip's text gives 0.18 and 15.30 at 100 classes; the others are of its code, see docs/methods.md.
+        # OKDDip's text has 0.18 for DenseNet-40-12 and 15.30 for VGG-16; the rest are counts of its code.
         ("vgg16", (15.25, 15.30)),
         ("densenet40_12", (0.176, 0.188)),
         ("wrn20_8", (6.85, 6.87)),
