@@ -24,9 +24,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_the_types_and_every_recipe(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "distilkit").rglob("*.py")}
-    recipes = {f"distilkit/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.toml")}
+    recipes = {f"distilkit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "recipes").rglob("*.toml")}
     assert modules <= names
-    assert recipes
+    assert "distilkit/recipes/cifar10/one_resnet32_cifar10.toml" in recipes
     assert recipes <= names
     assert "distilkit/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "docs/"))]
@@ -38,6 +38,7 @@ def test_built_in_recipes_are_found_in_an_unpacked_wheel(wheel: Path, tmp_path: 
         "import distilkit, sys; assert distilkit.__file__.startswith(sys.argv[1]), distilkit.__file__\n"
         "from distilkit.recipe import builtin, load\n"
         "assert load('one_resnet32').group.students == 3\n"
+        "assert load('one_resnet32_cifar10').data.dataset == 'cifar10'\n"
         "assert all(str(path).startswith(sys.argv[1]) for path in builtin().values())"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -854,6 +854,17 @@ def test_a_missing_recipe_is_refused_with_the_nearest_file_and_all_built_in_name
     assert refused("zzz").hint is not None
 
 
+def test_of_many_built_in_recipes_a_message_names_those_most_like_what_was_typed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"{method}_resnet{depth}" for method in ("one", "dml") for depth in range(20, 120, 2)]
+    monkeypatch.setattr(recipe, "builtin", lambda: dict.fromkeys([*names, "quickstart"], Path("x")))
+    error = refused("one_resnet33")
+    assert "of 101 built-in recipes, most like it are one_resnet" in error.problem
+    assert len(error.problem) < 400
+    assert "of 101 built-in recipes, for a first look: quickstart" in refused("zzz").problem
+
+
 def test_a_folder_is_refused_and_a_run_s_recipe_is_hinted_at(folder: Path) -> None:
     Path("runs").mkdir()
     error = refused("runs")
@@ -932,11 +943,28 @@ def test_a_built_in_recipe_is_named_with_or_without_its_ending_and_a_file_goes_f
     assert load("one_digits.toml").train.epochs == 50
 
 
-def test_every_built_in_recipe_loads_under_its_own_name() -> None:
-    for name, file in recipe.builtin().items():
-        loaded = load(name)
-        assert file.is_file()
-        assert loaded.name == name
+def test_recipes_are_found_in_folders_below_and_a_copy_there_hides_none(folder: Path) -> None:
+    for path in ("shipped/one.toml", "shipped/cifar10/one_cifar10.toml", "shipped/a/one.toml", "shipped/a/b/c.toml"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        write(path, SMALL)
+    shipped = folder / "shipped"
+    found = recipe.named_in(shipped)
+    assert list(found.items()) == [
+        ("one", shipped / "one.toml"),
+        ("one_cifar10", shipped / "cifar10" / "one_cifar10.toml"),
+        ("c", shipped / "a" / "b" / "c.toml"),
+    ]
+
+
+def test_a_recipe_in_a_folder_extends_a_built_in_one_by_its_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    (folder / "shipped" / "below").mkdir(parents=True)
+    write("shipped/one.toml", SMALL)
+    write("shipped/below/other.toml", 'extends = "one"\n[train]\nepochs = 41\n')
+    monkeypatch.setattr(recipe, "builtin", lambda: recipe.named_in(folder / "shipped"))
+    loaded = load("other")
+    assert (loaded.name, loaded.train.epochs) == ("other", 41)
+    assert place(loaded, "train.epochs") == "shipped/below/other.toml:3"
+    assert place(loaded, "data.dataset").startswith("shipped/one.toml:")
 
 
 # ---------------------------------------------------------------------------------------------------------- round trip

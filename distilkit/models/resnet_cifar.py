@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from distilkit.models.registry import Norm, register
 
 
-def _conv(in_channels: int, out_channels: int, size: int, stride: int, norm: Norm) -> nn.Conv2d:
+def _conv(in_channels: int, out_channels: int, size: int, stride: int, norm: Norm, groups: int = 1) -> nn.Conv2d:
     # A bias before batch norm would be subtracted again with the mean.
-    return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=norm == "none")
+    return nn.Conv2d(in_channels, out_channels, size, stride, size // 2, groups=groups, bias=norm == "none")
 
 
 def _norm(channels: int, norm: Norm) -> nn.Module:
@@ -56,17 +56,23 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions, the stride on the 3x3: [B, in, H, W] -> [B, 4 width, H / stride, W / stride]."""
+    """1x1, 3x3, 1x1 convolutions, the stride on the 3x3: [B, in, H, W] -> [B, 4 width, H / stride, W / stride].
+
+    The 3x3 convolution has `widen` times `width` channels in `groups` groups; other families say how many.
+    """
 
     expansion = 4
+    widen = 1
+    groups = 1
 
     def __init__(self, in_channels: int, width: int, stride: int = 1, norm: Norm = "batch") -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, width, 1, 1, norm)
-        self.bn1 = _norm(width, norm)
-        self.conv2 = _conv(width, width, 3, stride, norm)
-        self.bn2 = _norm(width, norm)
-        self.conv3 = _conv(width, width * self.expansion, 1, 1, norm)
+        inside = width * self.widen
+        self.conv1 = _conv(in_channels, inside, 1, 1, norm)
+        self.bn1 = _norm(inside, norm)
+        self.conv2 = _conv(inside, inside, 3, stride, norm, self.groups)
+        self.bn2 = _norm(inside, norm)
+        self.conv3 = _conv(inside, width * self.expansion, 1, 1, norm)
         self.bn3 = _norm(width * self.expansion, norm)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(in_channels, width * self.expansion, stride, norm)
@@ -86,7 +92,8 @@ class CifarResNet(nn.Module):
 
     `block`: what the stages are made of. `blocks`: how many in each stage. Images [B, channels, H, W] of any size from
     4 pixels to logits [B, num_classes]; the features before `fc` have 64 `block.expansion` channels. `norm`: "none"
-    leaves batch norm out and gives the convolutions biases; such a network wants a small learning rate.
+    leaves batch norm out and gives the convolutions biases; such a network wants a small learning rate. `width`: of the
+    stem and the first stage, where it is not 16; the other stages then follow.
     """
 
     def __init__(
@@ -96,18 +103,19 @@ class CifarResNet(nn.Module):
         num_classes: int,
         channels: int = 3,
         norm: Norm = "batch",
+        width: int = 16,
     ) -> None:
         super().__init__()
-        self.conv1 = _conv(channels, 16, 3, 1, norm)
-        self.bn1 = _norm(16, norm)
+        self.conv1 = _conv(channels, width, 3, 1, norm)
+        self.bn1 = _norm(width, norm)
         self.relu = nn.ReLU(inplace=True)
         out = block.expansion
-        self.layer1 = _stage(block, 16, 16, blocks[0], 1, norm)
-        self.layer2 = _stage(block, 16 * out, 32, blocks[1], 2, norm)
-        self.layer3 = _stage(block, 32 * out, 64, blocks[2], 2, norm)
+        self.layer1 = _stage(block, width, width, blocks[0], 1, norm)
+        self.layer2 = _stage(block, width * out, 2 * width, blocks[1], 2, norm)
+        self.layer3 = _stage(block, 2 * width * out, 4 * width, blocks[2], 2, norm)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(64 * out, num_classes)
+        self.fc = nn.Linear(4 * width * out, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,6 +1,7 @@
 """Where a recipe's keys come from: its file, the files that this one extends, and the `--set` overrides on top."""
 
 import datetime
+import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from distilkit.recipe.toml_lines import DEEPEST, Key, NotToml, dotted, key_at, p
 from distilkit.recipe.wording import shown
 
 _LARGEST_FILE = 1_000_000  # bytes; the longest recipe of ours has some hundred lines
+_MOST_NAMES = 12  # of built-in recipes in a message
 
 
 class Place(NamedTuple):
@@ -50,11 +52,23 @@ def find(source: str | Path, builtin: Mapping[str, Path]) -> Path:
         inner = path / "recipe.toml"
         hint = f"its recipe is {inner}" if inner.is_file() else "name the file in it"
         raise UserError(f"{str(source)!r} is {'a folder' if path.is_dir() else 'not a plain file'}, not a recipe", hint)
-    known = f"built-in recipes: {', '.join(builtin)}" if builtin else "there are no built-in recipes here"
     raise UserError(
-        f"there is no recipe {str(source)!r}, neither a file nor a built-in one; {known}",
+        f"there is no recipe {str(source)!r}, neither a file nor a built-in one; {_some(name, builtin)}",
         _nearest_recipe(path, builtin) or "name a file, or one of the built-in recipes",
     )
+
+
+def _some(name: str, builtin: Iterable[str]) -> str:
+    """Say which built-in recipes there are: all of a few, of many those most like `name`, or for a first look."""
+    names = list(builtin)
+    if not names:
+        return "there are no built-in recipes here"
+    if len(names) <= _MOST_NAMES:
+        return f"built-in recipes: {', '.join(names)}"
+    like = difflib.get_close_matches(Path(name).name, names, n=_MOST_NAMES, cutoff=0.5)
+    first_look = [name for name in names if name.startswith("quickstart")][:_MOST_NAMES]
+    which = f"most like it are {', '.join(like)}" if like else f"for a first look: {', '.join(first_look or names[:1])}"
+    return f"of {len(names)} built-in recipes, {which}"
 
 
 def read_chain(path: Path, builtin: Mapping[str, Path]) -> list[Layer]:

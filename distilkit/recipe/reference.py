@@ -4,6 +4,7 @@ docs/recipes.md has it between two comments; `python -m distilkit.recipe.referen
 """
 
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,8 +38,14 @@ def renewed(page: str) -> str:
 def _lines() -> Iterator[str]:
     yield "## Built-in recipes"
     yield ""
-    yield f"{_words(builtin())}."
+    yield "A recipe is named without its folder: `distilkit train one_resnet32_cifar10`. In `recipes/` itself:"
     yield ""
+    for folder, names in _by_folder():
+        if folder:
+            yield f"In `recipes/{folder}/`:"
+            yield ""
+        yield f"{_words(names)}."
+        yield ""
     yield "## Every key"
     yield ""
     yield "Outside of any section, at the top of the file:"
@@ -60,6 +67,14 @@ def _lines() -> Iterator[str]:
             yield from _table(_row(key, field) for key, field in model.model_fields.items())
         else:
             yield from _variants(section)
+
+
+def _by_folder() -> Iterator[tuple[str, list[str]]]:
+    """Name the folders of the built-in recipes, "" for the outermost, and what is in each."""
+    files = builtin()
+    outermost = min((path.parent for path in files.values()), key=lambda folder: len(folder.parts))
+    for folder, names in itertools.groupby(files, key=lambda name: files[name].parent):
+        yield "" if folder == outermost else folder.name, list(names)
 
 
 def _variants(section: str) -> Iterator[str]:
