@@ -38,6 +38,7 @@ def robustness(
     data: options.DataRoot = None,
     output: options.Output = None,
     device: options.Device = "auto",
+    trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
 ) -> None:
@@ -57,21 +58,23 @@ def robustness(
         )
 
     from distilkit import console
+    from distilkit.models.own import code_trusted
     from distilkit.workflows.robustness import Settings, Threshold
     from distilkit.workflows.robustness import robustness as workflow
 
-    document = workflow(
-        run or [],
-        runs,
-        Settings(max_distance, steps, directions, images, seed, statistics, directions_kind),
-        threshold=None if max_increase is None or at is None else Threshold(max_increase, at),
-        member=member,
-        checkpoint=checkpoint,
-        data_root=data,
-        output=output,
-        device=device,
-        observer=console.TerminalObserver(),
-    )
+    with code_trusted(trust_code):
+        document = workflow(
+            run or [],
+            runs,
+            Settings(max_distance, steps, directions, images, seed, statistics, directions_kind),
+            threshold=None if max_increase is None or at is None else Threshold(max_increase, at),
+            member=member,
+            checkpoint=checkpoint,
+            data_root=data,
+            output=output,
+            device=device,
+            observer=console.TerminalObserver(),
+        )
     console.print_json(document) if json_output else _show(document)
     for check in document["checks"]:
         verdict = "passed" if check["passed"] else "FAILED"
