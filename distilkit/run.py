@@ -3,7 +3,8 @@
     runs/<name>-<time>/   recipe.toml  run.json  metrics.jsonl  checkpoints/  tensorboard/  pruned/  exports/
     pruned/               model.safetensors (the stock architecture's own names)  config.json
 
-Nothing that is loaded from either can execute code: weights are safetensors, all else is JSON and TOML.
+Nothing that is loaded from either can execute code: weights are safetensors, all else is JSON and TOML. Where the
+network is the user's own, the folder names the module that builds it, which is imported inside `own.code_trusted` alone.
 """
 
 import hashlib

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distilkit import methods
 from distilkit.data import datasets
-from distilkit.errors import did_you_mean, nearest
+from distilkit.errors import UserError, did_you_mean, nearest
 from distilkit.methods.base import MethodOptions
 from distilkit.models import own, registry
 from distilkit.recipe.checking import validate
@@ -44,11 +44,10 @@ class _Named(BaseModel):
 def checked(found: Findings, default_name: str) -> Recipe | None:
     """Build the recipe, or None if there was a fault."""
     _top_level(found)
-    data, method = _data(found), _variant(found, "method")
     sections: dict[str, Any] = {
-        "data": data,
-        "model": _model(found, method),
-        "method": method,
+        "data": _data(found),
+        "model": _model(found),
+        "method": (method := _variant(found, "method")),
         "group": _group(found),
         "train": _train(found),
         "optimizer": _variant(found, "optimizer"),
@@ -141,33 +140,53 @@ def _data(found: Findings) -> BaseModel | None:
     return section if known else None
 
 
-def _model(found: Findings, method: BaseModel | None) -> BaseModel | None:
+def _model(found: Findings) -> BaseModel | None:
     """`[model]`, whose architecture is the leader's where every student has its own."""
     table = _table(found, "model")
     if table is None:
         return None
     key, students = ("model", "architecture"), _architectures(found)
     if students:
-        leader = students[methods.leader(method, len(students)) if isinstance(method, MethodOptions) else 0]
-        name = table.setdefault("architecture", leader)
-        known = name == leader  # and looked at where the students are
+        place = _leader(found, len(students))
+        name = table.setdefault("architecture", students[place])
+        known = name == students[place]  # and looked at where the students are
         if isinstance(name, str) and not known:
-            problem = f"model.architecture is the leader's, {shown(leader)} in group.students, not {shown(name)}"
-            found.fault(key, problem, f"{found.correction(key, leader)}, or leave it out")
+            which = f"the leader's, which is number {place + 1} in group.students, {shown(students[place])}"
+            hint = f"{found.correction(key, students[place])}, or leave it out"
+            found.fault(key, f"model.architecture must be {which}, not {shown(name)}", hint)
     else:
+        if isinstance(_students(found), list | str):
+            found.meant.add(key)  # a list that is wrong is one fault
         name = table.get("architecture")
         known = isinstance(name, str) and _check_architecture(found, key, name)
     section = validate(found, ("model",), ModelSection, table)
     return section if known else None
 
 
-def _architectures(found: Findings) -> list[str]:
-    """The architectures that `group.students` lists; empty where it lists none."""
+def _students(found: Findings) -> object:
+    """What `group.students` says, whatever it is."""
     group = found.tree.get("group")
-    students = group.get("students") if isinstance(group, dict) else None
-    if not isinstance(students, list) or not all(isinstance(name, str) for name in students):
-        return []
-    return students
+    return group.get("students") if isinstance(group, dict) else None
+
+
+def _architectures(found: Findings) -> list[str]:
+    """The architectures that `group.students` lists; empty where it lists none, or something else."""
+    students = _students(found)
+    if isinstance(students, list) and all(isinstance(name, str) for name in students):
+        return students
+    return []
+
+
+def _leader(found: Findings, students: int) -> int:
+    """The leader's place among so many students; the first where the method is not known, which is a fault there."""
+    section = found.tree.get("method")
+    name = section.get("name") if isinstance(section, dict) else None
+    if name not in methods.names():
+        return 0
+    try:
+        return methods.leader(methods.options_model(name).model_validate(section), students)
+    except (ValidationError, UserError):
+        return 0
 
 
 def _check_architecture(found: Findings, key: Key, name: str) -> bool:

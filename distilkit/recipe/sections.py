@@ -58,7 +58,7 @@ class ModelSection(_Section):
     """`[model]`: the backbone, as its paper builds it."""
 
     architecture: Annotated[str, Choice(registry.names)] = Field(
-        description="The architecture's name, or `package.module:builder`, a network of your own (see own_network.md). "
+        description="The architecture's name, or `package.module:builder`, a [network of your own](own_network.md). "
         "Where `group.students` lists architectures it is the leader's, and may be left out.",
     )
     norm: Norm = Field("batch", description="`none` builds the network without batch norm, with biases instead.")
