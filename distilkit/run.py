@@ -4,7 +4,7 @@
     pruned/               model.safetensors (the stock architecture's own names)  config.json
 
 Nothing that is loaded from either can execute code: weights are safetensors, all else is JSON and TOML. Where the
-network is the user's own, the folder names the module that builds it, which is imported inside `own.code_trusted` alone.
+network is the user's own, the folder names the module that builds it; it is imported inside `own.code_trusted` alone.
 """
 
 import hashlib

@@ -15,7 +15,6 @@ from oracles import Gate
 from torch import Tensor
 
 from distilkit import methods
-from distilkit.errors import SettingError
 from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
 
 TRUNK_CHANNELS = 4

@@ -92,6 +92,8 @@ class One(Method):
     def __init__(self, options: OneOptions, shape: GroupShape, label_smoothing: float = 0.0) -> None:
         super().__init__(options, shape, label_smoothing)
         self.trunk_channels = shape.trunk_channels
+        # Not to be read off the features: where a network is traced their sizes are no plain numbers.
+        self.widths_differ = len(set(shape.feature_widths)) > 1
         self.temperature = options.temperature
         self.distils = options.distillation
         self.detach_target = options.detach_target
@@ -126,10 +128,12 @@ class One(Method):
 
     def weights(self, outputs: GroupOutput) -> dict[str, Tensor]:
         """`gate`: the weights of the branches for each image, [B, S]; nothing without a gate."""
-        return {} if self.gate is None else {"gate": self.gate(_gate_input(outputs, self.trunk_channels))}
+        if self.gate is None:
+            return {}
+        return {"gate": self.gate(_gate_input(outputs, self.trunk_channels, self.widths_differ))}
 
 
-def _gate_input(outputs: GroupOutput, channels: int | None) -> Tensor:
+def _gate_input(outputs: GroupOutput, channels: int | None, widths_differ: bool) -> Tensor:
     """Pooled features [B, D] that all branches share.
 
     Where nothing is shared neither paper nor code defines the gate's input; our choice is what the students hand to
@@ -137,8 +141,7 @@ def _gate_input(outputs: GroupOutput, channels: int | None) -> Tensor:
     side.
     """
     if outputs.trunk is None:
-        alike = len({features.shape[1] for features in outputs.features}) == 1
-        return torch.stack(outputs.features).mean(0) if alike else torch.cat(outputs.features, dim=1)
+        return torch.cat(outputs.features, dim=1) if widths_differ else torch.stack(outputs.features).mean(0)
     trunk = outputs.trunk
     # Maps [B, D, H, W], tokens [B, N, D], maps with channels last [B, H, W, D], or vectors [B, D].
     dimension = 1 if trunk.dim() == 4 and trunk.shape[1] == channels else trunk.dim() - 1
