@@ -7,7 +7,7 @@ Shape suffixes: S students, B images, C classes, D features before the classifie
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distilkit import split
 from distilkit.errors import SettingError, UserError, did_you_mean
-from distilkit.models import registry
+from distilkit.models import own, registry
 from distilkit.models.registry import Norm
 from distilkit.outputs import GroupKind, GroupOutput, GroupShape
 from distilkit.randomness import generator, seeded
@@ -69,13 +69,14 @@ class Group(nn.Module, ABC):
     """Students that are trained together. Made by `build_group`.
 
     Called with raw images [B, channels, H, W] (uint8, or floating point in [0, 1]) it gives a `GroupOutput`. `shape`:
-    what a method must know of it.
+    what a method must know of it. `architectures`: each student's, in the order of the members.
     """
 
-    def __init__(self, normalize: Normalize, shape: GroupShape) -> None:
+    def __init__(self, normalize: Normalize, shape: GroupShape, architectures: Sequence[str] = ()) -> None:
         super().__init__()
         self.normalize = normalize
         self.shape = shape
+        self.architectures = tuple(architectures)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -107,6 +108,9 @@ class Group(nn.Module, ABC):
         widths = tuple(self.shape.feature_widths[self.members.index(name)] for name in names)
         return self.shape._replace(members=tuple(names), feature_widths=widths)
 
+    def _architectures_of(self, names: Sequence[str]) -> list[str]:
+        return [self.architectures[self.members.index(name)] for name in names] if self.architectures else []
+
     def _require(self, name: str) -> None:
         if name not in self.members:
             raise UserError(
@@ -132,8 +136,9 @@ class BranchGroup(Group):
         shape: GroupShape,
         *,
         separate: bool = False,
+        architectures: Sequence[str] = (),
     ) -> None:
-        super().__init__(normalize, shape)
+        super().__init__(normalize, shape, architectures)
         self.trunk = trunk
         self.branches = nn.ModuleDict(branches)
         self.separate = separate
@@ -153,7 +158,8 @@ class BranchGroup(Group):
     def only(self, names: Sequence[str]) -> "BranchGroup":
         """Return a group of these members, in this order, on the same trunk."""
         shape, branches = self._shape_of(names), {name: self.branches[name] for name in names}
-        return BranchGroup(self.trunk, branches, self.normalize, shape, separate=self.separate)
+        kept = self._architectures_of(names)
+        return BranchGroup(self.trunk, branches, self.normalize, shape, separate=self.separate, architectures=kept)
 
     def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
         logits: Tensor
@@ -162,13 +168,20 @@ class BranchGroup(Group):
 
 
 class NetworkGroup(Group):
-    """Students that are whole networks and share nothing.
+    """Students that are whole networks and share nothing; they may be of different architectures.
 
     Keys of its `state_dict()`: "networks.<member>.<backbone's name>".
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], normalize: Normalize, shape: GroupShape) -> None:
-        super().__init__(normalize, shape)
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        normalize: Normalize,
+        shape: GroupShape,
+        *,
+        architectures: Sequence[str] = (),
+    ) -> None:
+        super().__init__(normalize, shape, architectures)
         self.networks = nn.ModuleDict(networks)
 
     def forward(self, images: Tensor) -> GroupOutput:
@@ -185,7 +198,8 @@ class NetworkGroup(Group):
 
     def only(self, names: Sequence[str]) -> "NetworkGroup":
         """Return a group of these networks, in this order."""
-        return NetworkGroup({name: self.networks[name] for name in names}, self.normalize, self._shape_of(names))
+        shape, networks = self._shape_of(names), {name: self.networks[name] for name in names}
+        return NetworkGroup(networks, self.normalize, shape, architectures=self._architectures_of(names))
 
     def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
         logits: Tensor
@@ -196,7 +210,7 @@ class NetworkGroup(Group):
 def build_group(
     *,
     kind: GroupKind,
-    architecture: str,
+    architecture: str | Sequence[str],
     members: Sequence[str],
     split_at: str | None,
     num_classes: int,
@@ -210,16 +224,17 @@ def build_group(
     """Build freshly initialised students, one for each name in `members`, in training mode on the CPU.
 
     Student i starts as the plain backbone drawn with `seeded(seed, "init", i)`; in a group of branches the trunk is
-    student 0's, so that student 0 starts as exactly that plain network. `split_at`: None for the architecture's own,
-    and for whole networks. `norm`: see `registry.create`. `channels`, `size`: of the images, `size` pixels on a side.
-    `mean`, `std`: per channel, of images in [0, 1]. Torch's global stream is left as it was.
+    student 0's, so that student 0 starts as exactly that plain network. `architecture`: of all students or, for whole
+    networks, of each. `split_at`: None for the architecture's own, and for whole networks. `norm`: see
+    `registry.create`. `channels`, `size`: of the images, `size` pixels on a side. `mean`, `std`: per channel, of images
+    in [0, 1]. Torch's global stream is left as it was.
 
     Before it is handed out every member is compared with a stock network that is loaded with its weights: the same
     names, the same logits to the last bit and the same updates of buffers, in both modes.
 
-    Raises `SettingError` on "model.architecture" if there is no such architecture, if it cannot be taken apart or if it
-    cannot take images of this size; on "group.split_at" if it cannot be cut there; `RuntimeError` if that comparison
-    fails, which is a fault of ours.
+    Raises `SettingError` on "model.architecture" (on "group.students" where each student has its own) if there is no
+    such architecture, if it cannot be taken apart or if it cannot take images of this size; on "group.split_at" if it
+    cannot be cut there; `RuntimeError` if that comparison fails, which is a fault of ours.
     """
     if not members or len(set(members)) != len(members):
         raise ValueError(f"members need names of their own, not {list(members)}")
@@ -229,24 +244,44 @@ def build_group(
         raise SettingError(
             "group.split_at", f"whole networks are not split, at {split_at!r} or elsewhere", 'leave out "split_at"'
         )
-    backbones = []
-    for index in range(len(members)):
-        with seeded(seed, "init", index):
-            backbones.append(registry.create(architecture, num_classes, channels, norm))
-    with seeded(seed, "stock"):
-        stock = registry.create(architecture, num_classes, channels, norm)
+    architectures = [architecture] * len(members) if isinstance(architecture, str) else list(architecture)
+    if len(architectures) != len(members):
+        raise ValueError(f"{len(architectures)} architectures for {len(members)} members")
+    if kind == "branches" and len(set(architectures)) > 1:
+        raise SettingError(
+            "group.kind",
+            f"students that share a trunk have one architecture, not {', '.join(dict.fromkeys(architectures))}",
+            'set group.kind = "networks"',
+        )
+    named = "model.architecture" if isinstance(architecture, str) else "group.students"
+    with _named(named):
+        backbones = []
+        for index, each in enumerate(architectures):
+            with seeded(seed, "init", index):
+                backbones.append(registry.create(each, num_classes, channels, norm))
+        stocks = {}
+        for each in dict.fromkeys(architectures):
+            with seeded(seed, "stock"):
+                stocks[each] = registry.create(each, num_classes, channels, norm)
+        _check_fresh([*zip(architectures, backbones, strict=True), *stocks.items()])
     normalize = Normalize(mean, std)
     probe = torch.rand(_PROBE_IMAGES, channels, size, size, generator=generator(seed, "probe"))
     normalized = normalize(probe)
-    _check_stock(stock, architecture, normalized, num_classes)
-
+    with _named(named):
+        for each, stock in stocks.items():
+            _check_stock(stock, each, normalized, num_classes)
     if kind == "networks":
-        networks = {name: split.whole(backbone) for name, backbone in zip(members, backbones, strict=True)}
-        width = _feature_width(architecture, networks[members[0]], normalized)
-        shape = GroupShape(kind, tuple(members), None, (width,) * len(members), num_classes)
-        group: Group = NetworkGroup(networks, normalize, shape)
+        with _named(named):
+            networks = {name: split.whole(backbone) for name, backbone in zip(members, backbones, strict=True)}
+            widths = {
+                each: _feature_width(each, networks[name], normalized)
+                for name, each in zip(members, architectures, strict=True)
+            }
+        shape = GroupShape(kind, tuple(members), None, tuple(widths[each] for each in architectures), num_classes)
+        group: Group = NetworkGroup(networks, normalize, shape, architectures=architectures)
     else:
-        split_at = registry.default_split(architecture) if split_at is None else split_at
+        architecture = architectures[0]
+        split_at = _default_split(architecture, stocks[architecture]) if split_at is None else split_at
         cuts = {name: split.cut(backbone, split_at) for name, backbone in zip(members, backbones, strict=True)}
         trunk = cuts[members[0]][0]
         branches = {name: branch for name, (_, branch) in cuts.items()}
@@ -256,14 +291,50 @@ def build_group(
             raise SettingError(
                 "group.split_at",
                 f"{architecture} cannot be cut at {split_at!r}: what crosses there is not a tensor of features",
-                f"cut it at its default, {registry.default_split(architecture)!r}",
+                "cut it elsewhere"
+                if own.is_own(architecture)
+                else f"cut it at its default, {registry.default_split(architecture)!r}",
             )
         width = _feature_width(architecture, branches[members[0]], crossing.clone())
         shape = GroupShape(kind, tuple(members), _channels(crossing), (width,) * len(members), num_classes)
         separate = _writes_to_its_input(branches[members[0]], crossing)
-        group = BranchGroup(trunk, branches, normalize, shape, separate=separate)
-    _compare(group, stock, probe, f"{architecture}{f' cut at {split_at!r}' if split_at else ''}")
+        group = BranchGroup(trunk, branches, normalize, shape, separate=separate, architectures=architectures)
+    _compare(group, stocks, probe, f" cut at {split_at!r}" if split_at else "")
     return group.train()
+
+
+def _default_split(architecture: str, backbone: nn.Module) -> str:
+    try:
+        return registry.default_split(architecture)
+    except SettingError as error:
+        if error.key != "group.split_at":
+            raise
+        raise SettingError(error.key, error.problem, split.where_it_can_be_cut(backbone)) from None
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Blame `key` for what is wrong with an architecture: each student's own stands in a list of students."""
+    try:
+        yield
+    except SettingError as error:
+        if error.key != "model.architecture":
+            raise
+        raise SettingError(key, error.problem, error.hint) from error
+
+
+def _check_fresh(networks: Iterable[tuple[str, nn.Module]]) -> None:
+    """Tell the user if a builder gives a network, or a part of one, that it has given before."""
+    seen: set[int] = set()
+    for architecture, network in networks:
+        tensors = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+        if not seen.isdisjoint(tensors):
+            raise SettingError(
+                "model.architecture",
+                f"{architecture} is built of the same parameters again, where every student needs its own",
+                "its builder must make a new network whenever it is called",
+            )
+        seen |= tensors
 
 
 def _check_stock(stock: nn.Module, architecture: str, normalized: Tensor, num_classes: int) -> None:
@@ -327,12 +398,16 @@ def _writes_to_its_input(branch: split.Part, crossing: Tensor) -> bool:
     return False
 
 
-def _compare(group: Group, stock: nn.Module, images: Tensor, what: str) -> None:
-    """Raise `RuntimeError` unless every member computes what the stock network with its weights computes."""
+def _compare(group: Group, stocks: Mapping[str, nn.Module], images: Tensor, how: str) -> None:
+    """Raise `RuntimeError` unless every member computes what the stock network with its weights computes.
+
+    `stocks`: one of every architecture. `how`: what was done to them, for the message.
+    """
     normalized = group.normalize(images)
     with _left_as_it_was(group):
         together_SBC = group.eval()(images).logits_SBC
-    for index, name in enumerate(group.members):
+    for index, (name, architecture) in enumerate(zip(group.members, group.architectures, strict=True)):
+        stock, what = stocks[architecture], f"{architecture}{how}"
         with _left_as_it_was(group):
             try:
                 stock.load_state_dict(group.member_state_dict(name), strict=True)

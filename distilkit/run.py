@@ -3,7 +3,8 @@
     runs/<name>-<time>/   recipe.toml  run.json  metrics.jsonl  checkpoints/  tensorboard/  pruned/  exports/
     pruned/               model.safetensors (the stock architecture's own names)  config.json
 
-Nothing that is loaded from either can execute code: weights are safetensors, all else is JSON and TOML.
+Nothing that is loaded from either can execute code: weights are safetensors, all else is JSON and TOML. Where the
+network is the user's own, the folder names the module that builds it; it is imported inside `own.code_trusted` alone.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from distilkit import recipe as recipes
@@ -28,7 +29,7 @@ from distilkit.data import datasets
 from distilkit.errors import UserError
 from distilkit.group import Classifier, Normalize
 from distilkit.learner import Learner
-from distilkit.models import registry
+from distilkit.models import own, registry
 from distilkit.observer import Observer
 from distilkit.recipe import ModelSection, Recipe
 from distilkit.training import checkpoint as checkpoints
@@ -304,24 +305,38 @@ class Run:
         self.update(**described, recipe_changes=changed)
 
     def learner(self, checkpoint: str | None = None) -> Learner:
-        """Group and method with a checkpoint's weights, in eval mode, on the CPU."""
+        """Group and method with a checkpoint's weights, in eval mode, on the CPU.
+
+        Raises `UntrustedCodeError` where a network is the user's own and its code may not be executed here.
+        """
+        self.require_trust()
         folder = self.checkpoint(checkpoint)
         learner = build_learner(self.recipe, self.data.spec())
         for part, module in (("group", learner.group), ("method", learner.method)):
             _load_strict(module, checkpoints.load_part(folder, part), folder / f"{part}.safetensors")
         return learner.eval()
 
+    def require_trust(self) -> None:
+        """Raise `UntrustedCodeError` if the run's networks are built by code that may not be executed here."""
+        for architecture in self.recipe.architectures:
+            own.require_trust(architecture, f"opening {self.path}")
+
+    def network(self, place: int) -> ModelSection:
+        """What builds the network of the member at this place of the group."""
+        return self.recipe.model.model_copy(update={"architecture": self.recipe.architectures[place]})
+
     def model(self, member: str | None = None, checkpoint: str | None = None) -> Model:
         """One member as it is deployed: the stock architecture behind its normalisation; the leader by default."""
         learner = self.learner(checkpoint)
-        name = member or learner.leader
+        name = learner.leader if member is None else member
         state = learner.group.member_state_dict(name)
+        network = self.network(learner.group.members.index(name))
         errors = self.record.get("final", {}).get("errors", {})
         return Model(
             path=self.path,
-            classifier=stock_classifier(self.recipe.model, self.data, state),
+            classifier=stock_classifier(network, self.data, state),
             member=name,
-            architecture=self.recipe.model.architecture,
+            architecture=network.architecture,
             method=self.recipe.method.name,
             data=self.data,
             recipe_digest=self.recipe.digest(),
@@ -347,7 +362,11 @@ class PrunedModel:
         return cls(path, config)
 
     def model(self) -> Model:
-        """The classifier with its weights. Raises `UserError` naming every tensor that is missing or does not fit."""
+        """The classifier with its weights.
+
+        Raises `UserError` naming every tensor that is missing or does not fit, and `UntrustedCodeError` where the
+        network is the user's own and its code may not be executed here.
+        """
         config = self.config
         try:
             data = DataRecord.model_validate(config["data"])
@@ -355,10 +374,11 @@ class PrunedModel:
             network = ModelSection.model_validate({"architecture": facts["architecture"], "norm": config["norm"]})
         except (KeyError, ValidationError) as error:
             raise UserError(f"{self.path / CONFIG} is damaged: {_brief(error)}", PRUNE_AGAIN) from error
+        own.require_trust(network.architecture, f"opening {self.path}")
         file = self.path / MODEL
-        state = load_weights(file)
-        classifier = stock_classifier(network, data, state, self.path / MODEL)
-        if hashlib.sha256(file.read_bytes()).hexdigest() != config.get("sha256"):
+        state, digest = load_weights_and_digest(file)
+        classifier = stock_classifier(network, data, state, file)
+        if digest != config.get("sha256"):
             raise UserError(f"the weights {file} are damaged: they do not match the digest in {CONFIG}", PRUNE_AGAIN)
         return Model(self.path, classifier, data=data, error=config.get("top1_error"), **facts)
 
@@ -378,6 +398,15 @@ def load_weights(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file. Raises `UserError` when it is missing or damaged."""
     try:
         return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights {file} cannot be read: {error}", PRUNE_AGAIN) from error
+
+
+def load_weights_and_digest(file: Path) -> tuple[dict[str, Tensor], str]:
+    """Like `load_weights`, and the file's SHA-256 in hexadecimal; the file is read once."""
+    try:
+        content = file.read_bytes()
+        return load(content), hashlib.sha256(content).hexdigest()
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights {file} cannot be read: {error}", PRUNE_AGAIN) from error
 

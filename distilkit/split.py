@@ -124,6 +124,11 @@ def cut_points(backbone: nn.Module) -> list[str]:
     return _points(_trace(backbone))
 
 
+def where_it_can_be_cut(backbone: nn.Module) -> str:
+    """Say in words at which modules `backbone` can be cut. Raises `SettingError` like `cut_points`."""
+    return _listed(cut_points(backbone))
+
+
 class _CannotCutHereError(Exception):
     """Its message completes the sentence "it cannot be cut at X: ..."."""
 
@@ -354,6 +359,11 @@ def _points(traced: _Traced) -> list[str]:
 
 def _hint(traced: _Traced, split_at: str) -> str:
     points = _points(traced)
+    meant = None if split_at in traced.traces[False].calls else nearest(split_at, points)
+    return f"did you mean {meant!r}? {_listed(points)}" if meant else _listed(points)
+
+
+def _listed(points: list[str]) -> str:
     if not points:
         return "it can be cut nowhere; train a group of whole networks instead"
     # Whole depths of nesting, as many as can be taken in at a glance.
@@ -366,8 +376,7 @@ def _hint(traced: _Traced, split_at: str) -> str:
     listed = f"it can be cut at {', '.join(path for path in points if path in shown)}"
     if len(shown) < len(points):
         listed += "; and at some modules inside these"
-    meant = None if split_at in traced.traces[False].calls else nearest(split_at, points)
-    return f"did you mean {meant!r}? {listed}" if meant else listed
+    return listed
 
 
 def _graph(nodes: list[fx.Node], result: fx.Node | tuple[fx.Node, ...]) -> fx.Graph:

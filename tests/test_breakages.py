@@ -178,7 +178,7 @@ BASELINE = "methods/baseline.py"
 DETACH = "ensemble_BC.detach() if self.detach_target else ensemble_BC"
 GATE = "F.softmax(F.relu(self.bn(self.fc(pooled_BD))), dim=-1)"
 MIX = "(gate_BS.t().unsqueeze(-1) * outputs.logits_SBC).sum(0)"
-GATE_INPUT = "self.gate(_gate_input(outputs, self.trunk_channels))"
+GATE_INPUT = "self.gate(_gate_input(outputs, self.trunk_channels, self.widths_differ))"
 
 IN_ONE = {
     "toggles detach": Breakage(
@@ -211,7 +211,7 @@ IN_ONE = {
     "gate sends nothing into the trunk": Breakage(
         ONE,
         GATE_INPUT,
-        "self.gate(_gate_input(outputs, self.trunk_channels).detach())",
+        "self.gate(_gate_input(outputs, self.trunk_channels, self.widths_differ).detach())",
         (DETACHED_MAP, BY_HAND),
     ),
     "gate's input is the largest pixel": Breakage(

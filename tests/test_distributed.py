@@ -271,6 +271,16 @@ def test_several_processes_train_several_seeds(harness: Harness, tmp_path: Path)
     assert largest_difference(Path(alone.json["run"]), Path(document["runs"][1]["run"])) < 1e-12
 
 
+def test_students_of_different_architectures_train_in_two_processes_as_in_one(harness: Harness, tmp_path: Path) -> None:
+    students = 'group.students=["resnet8", "resnet14"]'
+    changes = ("model.norm=none", "method.name=dml", students, "method.rampup_epochs=0", "train.epochs=1")
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert harness.start(*training(alone, *changes), doubles=True).wait().status == 0
+    ends = harness.run_ranks(2, *training(together, *changes), doubles=True)
+    assert [end.status for end in ends] == [0, 0], ends
+    assert largest_difference(only(alone / "runs"), only(together / "runs")) < 1e-12
+
+
 # Going on with another number of processes
 
 

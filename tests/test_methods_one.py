@@ -15,7 +15,6 @@ from oracles import Gate
 from torch import Tensor
 
 from distilkit import methods
-from distilkit.errors import SettingError
 from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
 
 TRUNK_CHANNELS = 4
@@ -562,14 +561,21 @@ def test_the_gate_of_networks_reads_as_wide_an_input_as_their_features() -> None
     assert dict(method.named_parameters())["gate.fc.weight"].shape == (2, FEATURE_WIDTH)
 
 
-def test_networks_whose_features_differ_in_width_cannot_be_gated() -> None:
-    shape = shape_of(Case(kind="networks"))._replace(feature_widths=(6, 6, 7))
-    gated = options_of("one")
-    ungated = options_of("one", gate=False)
+def test_the_gate_of_networks_whose_features_differ_in_width_reads_all_of_them_side_by_side() -> None:
+    case = Case(kind="networks", students=3, training=False)
+    method = methods.create(options_of("one"), shape_of(case)._replace(feature_widths=(6, 2, 7))).double().eval()
+    batch = draw(case)
+    generator = torch.Generator().manual_seed(0)
+    features = tuple(torch.randn(case.images, d, generator=generator, dtype=torch.float64) for d in (6, 2, 7))
 
-    with pytest.raises(SettingError):
-        methods.create(gated, shape)
-    assert not list(methods.create(ungated, shape).parameters())
+    state = method.state_dict()
+    assert state["gate.fc.weight"].shape == (3, 15)
+    gate = method.weights(batch.outputs._replace(features=features))["gate"]
+    slices = (state["gate.fc.weight"][:, first:last] for first, last in ((0, 6), (6, 8), (8, 15)))
+    scores = state["gate.fc.bias"] + sum(part @ weight.t() for part, weight in zip(features, slices, strict=True))
+    # A fresh batch norm divides by the root of 1 + eps and does nothing else.
+    expected = torch.softmax((scores / (1 + 1e-5) ** 0.5).clamp(min=0), dim=1)
+    torch.testing.assert_close(gate, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_without_a_gate_there_are_no_parameters_and_the_ensemble_is_the_mean_of_logits() -> None:

@@ -69,8 +69,10 @@ def learner_cost(learner: Learner, channels: int, size: int, teacher: nn.Module 
         parts |= dict.fromkeys(group.members, branch)
         deploy = _sum([parts["trunk"], branch])
     elif isinstance(group, NetworkGroup):
-        deploy = measure(_Logits(group.networks[leader]), images)
-        parts |= dict.fromkeys(group.members, deploy)
+        alike = dict(zip(group.members, group.architectures or group.members, strict=True))
+        costs = {each: measure(_Logits(group.networks[name]), images) for each, name in _first_of_each(alike).items()}
+        parts |= {name: costs[alike[name]] for name in group.members}
+        deploy = parts[leader]
     train = measure(TrainingNetwork(learner), images)
     rest = train.multiply_adds - _sum(parts.values()).multiply_adds
     parameters = sum(p.numel() for p in learner.method.parameters() if p.requires_grad)
@@ -85,6 +87,11 @@ def learner_cost(learner: Learner, channels: int, size: int, teacher: nn.Module 
         parts["teacher"] = measure(teacher, images)
         train = replace(_sum([train, parts["teacher"]]), parameters=train.parameters)
     return LearnerCost(train, deploy, ensemble, parts)
+
+
+def _first_of_each(alike: dict[str, str]) -> dict[str, str]:
+    """From members' architectures: each architecture, and the first member that has it."""
+    return {architecture: name for name, architecture in reversed(alike.items())}
 
 
 def _sum(costs: Iterable[Cost]) -> Cost:

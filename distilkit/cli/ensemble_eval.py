@@ -19,6 +19,7 @@ def ensemble_eval(
     checkpoint: options.Checkpoint = None,
     data: options.DataRoot = None,
     device: options.Device = "auto",
+    trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
 ) -> None:
@@ -31,17 +32,19 @@ def ensemble_eval(
       distilkit ensemble-eval runs/baseline-1 runs/baseline-2 runs/baseline-3
     """
     from distilkit import console
+    from distilkit.models.own import code_trusted
     from distilkit.workflows.ensemble_eval import ensemble_eval as workflow
 
-    document = workflow(
-        run or [],
-        runs,
-        split=split,
-        checkpoint=checkpoint,
-        data_root=data,
-        device=device,
-        observer=console.TerminalObserver(),
-    )
+    with code_trusted(trust_code):
+        document = workflow(
+            run or [],
+            runs,
+            split=split,
+            checkpoint=checkpoint,
+            data_root=data,
+            device=device,
+            observer=console.TerminalObserver(),
+        )
     console.print_json(document) if json_output else _show(document)
 
 

@@ -16,6 +16,7 @@ def evaluate(
     checkpoint: options.Checkpoint = None,
     data: options.DataRoot = None,
     device: options.Device = "auto",
+    trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
 ) -> None:
@@ -28,18 +29,20 @@ def evaluate(
       distilkit evaluate runs/one_resnet32-20260101T120000Z --member student_1 --split train
     """
     from distilkit import console
+    from distilkit.models.own import code_trusted
     from distilkit.workflows.evaluate import evaluate as workflow
 
-    document = workflow(
-        run,
-        runs,
-        member=member,
-        split=split,
-        checkpoint=checkpoint,
-        data_root=data,
-        device=device,
-        observer=console.TerminalObserver(),
-    )
+    with code_trusted(trust_code):
+        document = workflow(
+            run,
+            runs,
+            member=member,
+            split=split,
+            checkpoint=checkpoint,
+            data_root=data,
+            device=device,
+            observer=console.TerminalObserver(),
+        )
     console.print_json(document) if json_output else _show(document)
 
 

@@ -23,6 +23,7 @@ def export(
         int | None, typer.Option("--opset", min=18, max=30, help="ONNX opset; without it the exporter's own.")
     ] = None,
     output: options.Output = None,
+    trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
 ) -> None:
@@ -37,21 +38,23 @@ def export(
       distilkit export --mode ensemble --members --output one_e.onnx
     """
     from distilkit import console
+    from distilkit.models.own import code_trusted
     from distilkit.workflows.export import export as workflow
 
-    document = workflow(
-        run,
-        runs,
-        mode=mode,
-        format=format,
-        member=member,
-        members=members,
-        checkpoint=checkpoint,
-        output=output,
-        data_root=data,
-        opset=opset,
-        observer=console.TerminalObserver(),
-    )
+    with code_trusted(trust_code):
+        document = workflow(
+            run,
+            runs,
+            mode=mode,
+            format=format,
+            member=member,
+            members=members,
+            checkpoint=checkpoint,
+            output=output,
+            data_root=data,
+            opset=opset,
+            observer=console.TerminalObserver(),
+        )
     console.print_json(document) if json_output else _show(document)
     if not document["passed"]:
         console.tell(f"error: the export is wrong: {document['reason']}; kept as {document['file']}", "red")

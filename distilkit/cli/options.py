@@ -25,5 +25,12 @@ DataRoot = Annotated[
     str | None, typer.Option("--data", metavar="FOLDER", help="Where the images are, if not where training had them.")
 ]
 Output = Annotated[Path | None, typer.Option("--output", metavar="PATH", help="Where to write the results.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Allow this command to execute the module of a network of your own (package.module:builder).",
+    ),
+]
 
 RUNS = Path("runs")

@@ -9,6 +9,7 @@ def prune_branches(
     checkpoint: options.Checkpoint = None,
     data: options.DataRoot = None,
     output: options.Output = None,
+    trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
 ) -> None:
@@ -23,17 +24,19 @@ def prune_branches(
       distilkit prune-branches runs/one_resnet32-20260101T120000Z --output models/small
     """
     from distilkit import console
+    from distilkit.models.own import code_trusted
     from distilkit.workflows.prune_branches import prune_branches as workflow
 
-    document = workflow(
-        run,
-        runs,
-        member=member,
-        checkpoint=checkpoint,
-        output=output,
-        data_root=data,
-        observer=console.TerminalObserver(),
-    )
+    with code_trusted(trust_code):
+        document = workflow(
+            run,
+            runs,
+            member=member,
+            checkpoint=checkpoint,
+            output=output,
+            data_root=data,
+            observer=console.TerminalObserver(),
+        )
     if json_output:
         console.print_json(document)
         return
@@ -49,3 +52,7 @@ def prune_branches(
     )
     console.print_line(f"its logits equal the student's in the group: difference {document['max_abs_difference']:g}")
     console.print_line(f"written to {document['output']}")
+    if document["code"]:
+        console.print_line(
+            f"it needs the module {document['code']['module']}, and whatever opens it needs --trust-code"
+        )

@@ -60,6 +60,7 @@ def robustness(
     data: options.DataRoot = None,
     output: options.Output = None,
     device: options.Device = "auto",
+    trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
 ) -> None:
@@ -84,6 +85,7 @@ def robustness(
 
     from distilkit import console
     from distilkit.analysis import corruption
+    from distilkit.models.own import code_trusted
     from distilkit.report import checks as reports
     from distilkit.run import writable
     from distilkit.workflows.robustness import Settings
@@ -96,20 +98,30 @@ def robustness(
         wanted = wanted.with_parameters(threshold_of_options(max_increase, at))
     kinds = [kind.strip() for kind in inputs.split(",")] if inputs else []
     kinds = list(corruption.names()) if kinds == ["all"] else kinds
-    document = workflow(
-        run or [],
-        runs,
-        Settings(
-            max_distance, steps, directions, images, seed, statistics, directions_kind, rise, parameters, tuple(kinds)
-        ),
-        thresholds=wanted,
-        member=member,
-        checkpoint=checkpoint,
-        data_root=data,
-        output=output,
-        device=device,
-        observer=console.TerminalObserver(),
-    )
+    with code_trusted(trust_code):
+        document = workflow(
+            run or [],
+            runs,
+            Settings(
+                max_distance,
+                steps,
+                directions,
+                images,
+                seed,
+                statistics,
+                directions_kind,
+                rise,
+                parameters,
+                tuple(kinds),
+            ),
+            thresholds=wanted,
+            member=member,
+            checkpoint=checkpoint,
+            data_root=data,
+            output=output,
+            device=device,
+            observer=console.TerminalObserver(),
+        )
     if junit:
         with writable(junit.parent):
             junit.write_bytes(reports.junit(document["checks"], time.monotonic() - started))

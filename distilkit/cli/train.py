@@ -33,6 +33,7 @@ def train(
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="0,1,2", help="Train once for each seed, in sibling runs.")
     ] = None,
+    trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
     json_output: options.Json = False,
@@ -66,6 +67,7 @@ def train(
     chosen_seeds = None if seeds is None else _seeds(seeds)
 
     from distilkit import console
+    from distilkit.models.own import code_trusted
     from distilkit.recipe import load
     from distilkit.run import find_run
     from distilkit.training.processes import is_main
@@ -74,18 +76,24 @@ def train(
     observer = console.TerminalObserver() if is_main() else Observer()
     loaded = None if recipe is None else load(recipe, overrides or [])
     if dry_run and loaded is not None:
-        document = workflow.dry_run(loaded, runs)
+        with code_trusted(trust_code):
+            document = workflow.dry_run(loaded, runs)
         console.print_json(document) if json_output else _show_plan(document)
         return
     command = shlex.join(["distilkit", *sys.argv[1:]])
-    if resume is not None:
-        path = find_run(resume, runs).path
-        document = workflow.resume(path, device=device, observer=observer, recipe=loaded, accept_changes=accept_changes)
-    elif loaded is not None and chosen_seeds is not None:
-        document = workflow.train_seeds(loaded, chosen_seeds, runs, device=device, command=command, observer=observer)
-    else:
-        assert loaded is not None
-        document = workflow.train(loaded, runs, device=device, command=command, observer=observer)
+    with code_trusted(trust_code):
+        if resume is not None:
+            path = find_run(resume, runs).path
+            document = workflow.resume(
+                path, device=device, observer=observer, recipe=loaded, accept_changes=accept_changes
+            )
+        elif loaded is not None and chosen_seeds is not None:
+            document = workflow.train_seeds(
+                loaded, chosen_seeds, runs, device=device, command=command, observer=observer
+            )
+        else:
+            assert loaded is not None
+            document = workflow.train(loaded, runs, device=device, command=command, observer=observer)
     if not is_main():
         return
     if json_output:
@@ -134,8 +142,15 @@ def _show_plan(document: dict[str, Any]) -> None:
     from distilkit import console
 
     parameters, flops = document["parameters"], document["flops"]
+    architectures = document["architectures"]
+    differ = len(set(architectures.values())) > 1
     rows = [
-        [name, f"{part['parameters']:,}", console.scientific(part["flops"])] for name, part in document["parts"].items()
+        [
+            f"{name} ({architectures[name]})" if differ and name in architectures else name,
+            f"{part['parameters']:,}",
+            console.scientific(part["flops"]),
+        ]
+        for name, part in document["parts"].items()
     ]
     if flops["ensemble"] is not None:
         cells = [f"{parameters['ensemble']:,}", console.scientific(flops["ensemble"])]
@@ -145,7 +160,7 @@ def _show_plan(document: dict[str, Any]) -> None:
         [f"deployed: {document['leader']} (TeCost)", f"{parameters['deploy']:,}", console.scientific(flops["deploy"])],
     ]
     console.print_table(
-        f"{document['recipe']}: {document['architecture']}, {document['method']}",
+        f"{document['recipe']}: {' + '.join(dict.fromkeys(document['architectures'].values()))}, {document['method']}",
         ["part", "parameters", "FLOPs"],
         rows,
         "FLOPs of one image: 2 per multiply-add, convolutions and linear layers only (the papers' convention)",

@@ -41,6 +41,12 @@ def members(options: MethodOptions, students: int) -> tuple[str, ...]:
     return _METHODS[options.name].method.member_names(options, students)
 
 
+def leader(options: MethodOptions, students: int) -> int:
+    """The place of the leader among the members of a group of so many students."""
+    names = members(options, students)
+    return names.index(_METHODS[options.name].method.leader(names))
+
+
 def create(options: MethodOptions, shape: GroupShape, label_smoothing: float = 0.0) -> Method:
     """The method's module for a group of this shape; parameters come from the global random stream.
 

@@ -20,7 +20,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilkit.errors import SettingError
 from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
 from distilkit.methods.losses import cross_entropy, distillation, wide
 
@@ -87,13 +86,14 @@ class One(Method):
     `gate = false` takes the plain mean of logits as the ensemble; `distillation = false` leaves out the KL.
     `detach_target = true` (the ONE authors' code): branches learn from the KL, the gate learns from CE(z_e, y) alone.
     `false` (the ONE inside OKDDip's code): the KL's gradient also enters the gate and, through z_e, all branches.
-    A group of one is the plain baseline. Raises `SettingError` where the gate's input would be a mean over features
-    of different widths.
+    A group of one is the plain baseline.
     """
 
     def __init__(self, options: OneOptions, shape: GroupShape, label_smoothing: float = 0.0) -> None:
         super().__init__(options, shape, label_smoothing)
         self.trunk_channels = shape.trunk_channels
+        # Not to be read off the features: where a network is traced their sizes are no plain numbers.
+        self.widths_differ = len(set(shape.feature_widths)) > 1
         self.temperature = options.temperature
         self.distils = options.distillation
         self.detach_target = options.detach_target
@@ -128,17 +128,20 @@ class One(Method):
 
     def weights(self, outputs: GroupOutput) -> dict[str, Tensor]:
         """`gate`: the weights of the branches for each image, [B, S]; nothing without a gate."""
-        return {} if self.gate is None else {"gate": self.gate(_gate_input(outputs, self.trunk_channels))}
+        if self.gate is None:
+            return {}
+        return {"gate": self.gate(_gate_input(outputs, self.trunk_channels, self.widths_differ))}
 
 
-def _gate_input(outputs: GroupOutput, channels: int | None) -> Tensor:
+def _gate_input(outputs: GroupOutput, channels: int | None, widths_differ: bool) -> Tensor:
     """Pooled features [B, D] that all branches share.
 
-    Where nothing is shared neither paper nor code defines the gate's input; our choice is the mean over students of
-    what they hand to their classifiers.
+    Where nothing is shared neither paper nor code defines the gate's input; our choice is what the students hand to
+    their classifiers: the mean over students or, where their widths differ, so that there is none, all of it side by
+    side.
     """
     if outputs.trunk is None:
-        return torch.stack(outputs.features).mean(0)
+        return torch.cat(outputs.features, dim=1) if widths_differ else torch.stack(outputs.features).mean(0)
     trunk = outputs.trunk
     # Maps [B, D, H, W], tokens [B, N, D], maps with channels last [B, H, W, D], or vectors [B, D].
     dimension = 1 if trunk.dim() == 4 and trunk.shape[1] == channels else trunk.dim() - 1
@@ -149,10 +152,5 @@ def _gate_input(outputs: GroupOutput, channels: int | None) -> Tensor:
 def _gate_width(shape: GroupShape) -> int:
     if shape.trunk_channels is not None:
         return shape.trunk_channels
-    if len(set(shape.feature_widths)) > 1:
-        raise SettingError(
-            "method.gate",
-            f"the gate needs students whose features have one width, not {list(shape.feature_widths)}",
-            "set method.gate = false, or use one architecture for all students",
-        )
-    return shape.feature_widths[0]
+    widths = shape.feature_widths
+    return widths[0] if len(set(widths)) == 1 else sum(widths)

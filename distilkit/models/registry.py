@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from torch import nn
 
 from distilkit.errors import SettingError, did_you_mean
+from distilkit.models import own
 
 Norm = Literal["batch", "none"]
 """Which normalisation a network has inside; "none" is for those that batch norm hinders."""
@@ -67,10 +68,12 @@ def names() -> tuple[str, ...]:
 def create(name: str, num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:
     """Build `name` with fresh weights drawn from torch's global stream.
 
-    `channels`: of the input images. Returns a network from images [B, channels, H, W] to logits [B, num_classes].
-    Raises `SettingError` if no architecture has this name, or it does not have this `norm`.
+    `name`: a registered one, or "package.module:builder" (see `models.own`). `channels`: of the input images. Returns a
+    network from images [B, channels, H, W] to logits [B, num_classes]. Raises `SettingError` if no architecture has
+    this name, or it does not have this `norm`; `own.UntrustedCodeError` if it would have to execute a user's code
+    without leave.
     """
-    build: Callable[..., nn.Module] = _find(name).build
+    build: Callable[..., nn.Module] = own.builder(name) if own.is_own(name) else _find(name).build
     if norm == "batch":
         return build(num_classes, channels)
     if "norm" not in inspect.signature(build).parameters:
@@ -79,7 +82,16 @@ def create(name: str, num_classes: int, channels: int = 3, norm: Norm = "batch")
 
 
 def default_split(name: str) -> str:
-    """Name the module at which `name` is cut where a recipe does not say. Raises `SettingError` if it is unknown."""
+    """Name the module at which `name` is cut where a recipe does not say.
+
+    Raises `SettingError` if it is unknown, and on "group.split_at" for a network of the user's own, which has none.
+    """
+    if own.is_own(name):
+        raise SettingError(
+            "group.split_at",
+            f"{name} is a network of your own, of which nobody knows where it is best cut: group.split_at is missing",
+            'write split_at = "..." under [group]: the first module that is each student\'s own',
+        )
     return _find(name).split_at
 
 

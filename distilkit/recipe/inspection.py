@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distilkit import methods
 from distilkit.data import datasets
-from distilkit.errors import did_you_mean, nearest
+from distilkit.errors import UserError, did_you_mean, nearest
 from distilkit.methods.base import MethodOptions
-from distilkit.models import registry
+from distilkit.models import own, registry
 from distilkit.recipe.checking import validate
 from distilkit.recipe.findings import Findings
 from distilkit.recipe.sections import (
@@ -141,15 +141,62 @@ def _data(found: Findings) -> BaseModel | None:
 
 
 def _model(found: Findings) -> BaseModel | None:
+    """`[model]`, whose architecture is the leader's where every student has its own."""
     table = _table(found, "model")
     if table is None:
         return None
-    name = table.get("architecture")
-    known = isinstance(name, str) and _check_known(
-        found, ("model", "architecture"), name, "architecture", registry.names()
-    )
+    key, students = ("model", "architecture"), _architectures(found)
+    if students:
+        place = _leader(found, len(students))
+        name = table.setdefault("architecture", students[place])
+        known = name == students[place]  # and looked at where the students are
+        if isinstance(name, str) and not known:
+            which = f"the leader's, which is number {place + 1} in group.students, {shown(students[place])}"
+            hint = f"{found.correction(key, students[place])}, or leave it out"
+            found.fault(key, f"model.architecture must be {which}, not {shown(name)}", hint)
+    else:
+        if isinstance(_students(found), list | str):
+            found.meant.add(key)  # a list that is wrong is one fault
+        name = table.get("architecture")
+        known = isinstance(name, str) and _check_architecture(found, key, name)
     section = validate(found, ("model",), ModelSection, table)
     return section if known else None
+
+
+def _students(found: Findings) -> object:
+    """What `group.students` says, whatever it is."""
+    group = found.tree.get("group")
+    return group.get("students") if isinstance(group, dict) else None
+
+
+def _architectures(found: Findings) -> list[str]:
+    """The architectures that `group.students` lists; empty where it lists none, or something else."""
+    students = _students(found)
+    if isinstance(students, list) and all(isinstance(name, str) for name in students):
+        return students
+    return []
+
+
+def _leader(found: Findings, students: int) -> int:
+    """The leader's place among so many students; the first where the method is not known, which is a fault there."""
+    section = found.tree.get("method")
+    name = section.get("name") if isinstance(section, dict) else None
+    if name not in methods.names():
+        return 0
+    try:
+        return methods.leader(methods.options_model(name).model_validate(section), students)
+    except (ValidationError, UserError):
+        return 0
+
+
+def _check_architecture(found: Findings, key: Key, name: str) -> bool:
+    """A registered one, or what has the form of a user's own; nothing is imported to find out whether there is one."""
+    if not own.is_own(name):
+        return _check_known(found, key, name, "architecture", registry.names())
+    wrong = own.fault(name)
+    if wrong:
+        found.fault(key, *wrong)
+    return wrong is None
 
 
 def _variant(found: Findings, section: str) -> BaseModel | None:
@@ -181,6 +228,8 @@ def _group(found: Findings) -> BaseModel | None:
     section = found.tree.get("method")
     method = section.get("name") if isinstance(section, dict) else None
     options = methods.options_model(method) if method in methods.names() else None
+    if isinstance(table.get("students"), list):
+        _own_architectures(found, table, str(method), options)
     kind = table.setdefault("kind", (options or MethodOptions).default_kind)
     table.setdefault("students", (options or MethodOptions).default_students)
     architecture = found.good.get(("model", "architecture"))
@@ -195,8 +244,23 @@ def _group(found: Findings) -> BaseModel | None:
     return validated
 
 
+def _own_architectures(
+    found: Findings, table: dict[str, Any], method: str, options: type[MethodOptions] | None
+) -> None:
+    """Students that have an architecture each: they share nothing, so their group is of networks."""
+    key = ("group", "students")
+    for name in dict.fromkeys(_architectures(found)):
+        _check_architecture(found, key, name)
+    if options and "networks" not in options.allowed_kinds:
+        problem = f"method {method!r} has its students share a trunk, so that group.students must be a number"
+        found.fault(key, f"{problem}, not {shown(table['students'])}", found.correction(key, len(table["students"])))
+    elif table.setdefault("kind", "networks") == "branches":
+        problem = 'group.kind must be networks where group.students lists architectures, not "branches"'
+        found.fault(("group", "kind"), problem, found.correction(("group", "kind"), "networks"))
+
+
 def _group_limits(found: Findings, method: str, options: type[MethodOptions]) -> None:
-    kind, students = found.good.get(("group", "kind")), found.good.get(("group", "students"))
+    kind, students = found.good.get(("group", "kind")), _count(found)
     if kind is not None and kind not in options.allowed_kinds:
         key = ("group", "kind")
         problem = f"group.kind must be {' or '.join(options.allowed_kinds)} for method {method!r}, not {shown(kind)}"
@@ -205,7 +269,16 @@ def _group_limits(found: Findings, method: str, options: type[MethodOptions]) ->
     if students is not None and (students < least or (most is not None and students > most)):
         key = ("group", "students")
         problem = f"group.students must be {span(least, most)} for method {method!r}, not {students}"
-        found.fault(key, problem, found.correction(key, options.default_students))
+        listed = isinstance(found.good[key], tuple)
+        hint = "name fewer architectures" if listed and students > least else None
+        hint = "name more architectures" if listed and students < least else hint
+        found.fault(key, problem, hint or found.correction(key, options.default_students))
+
+
+def _count(found: Findings) -> int | None:
+    """How many students there are, where that is known."""
+    students = found.good.get(("group", "students"))
+    return len(students) if isinstance(students, tuple) else students
 
 
 def _teacher(found: Findings) -> TeacherSection | None:
@@ -217,7 +290,7 @@ def _teacher(found: Findings) -> TeacherSection | None:
         return None
     name = table.get("architecture")
     if isinstance(name, str):
-        _check_known(found, ("teacher", "architecture"), name, "architecture", registry.names())
+        _check_architecture(found, ("teacher", "architecture"), name)
     by_run, by_file = "run" in table, "architecture" in table or "weights" in table
     if by_run and by_file:
         problem = "teacher.run names a whole classifier, so teacher.architecture and teacher.weights have no place"
@@ -242,7 +315,7 @@ def _train(found: Findings) -> BaseModel | None:
 
 
 def _method_on_group(found: Findings, method: MethodOptions) -> None:
-    kind, students = found.good.get(("group", "kind")), found.good.get(("group", "students"))
+    kind, students = found.good.get(("group", "kind")), _count(found)
     broken = {fault.key for fault in found.faults} & {"group.kind", "group.students"}
     if kind is None or students is None or broken:
         return

@@ -22,6 +22,14 @@ Name = Annotated[
     Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100),
     Wording("up to 100 letters, digits, '.', '_' and '-', not starting with '.'"),
 ]
+# How many, or the architecture of each.
+Students = (
+    Annotated[int, Field(ge=1, le=100)]
+    | Annotated[
+        tuple[Annotated[str, Wording("an architecture's name")], ...],
+        Field(min_length=1, max_length=100),
+    ]
+)
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$"), Wording("text that is not empty")]
 
 
@@ -49,7 +57,10 @@ class DataSection(_Section):
 class ModelSection(_Section):
     """`[model]`: the backbone, as its paper builds it."""
 
-    architecture: Annotated[str, Choice(registry.names)] = Field(description="The architecture's name.")
+    architecture: Annotated[str, Choice(registry.names)] = Field(
+        description="The architecture's name, or `package.module:builder`, a [network of your own](own_network.md). "
+        "Where `group.students` lists architectures it is the leader's, and may be left out.",
+    )
     norm: Norm = Field("batch", description="`none` builds the network without batch norm, with biases instead.")
 
 
@@ -60,10 +71,8 @@ class GroupSection(_Section):
         description="`branches` on a shared trunk, or whole `networks`.",
         json_schema_extra={"default": "the method's own"},
     )
-    students: int = Field(
-        ge=1,
-        le=100,
-        description="How many students are trained together.",
+    students: Students = Field(
+        description="How many students are trained together; or the architecture of each, for `networks` that differ.",
         json_schema_extra={"default": "the method's own"},
     )
     split_at: Text | None = Field(
@@ -71,6 +80,11 @@ class GroupSection(_Section):
         description="The first module that is each student's own; only for `branches`.",
         json_schema_extra={"default": "the architecture's own"},
     )
+
+    @property
+    def count(self) -> int:
+        """How many students there are."""
+        return len(self.students) if isinstance(self.students, tuple) else self.students
 
 
 class TeacherSection(_Section):
@@ -207,6 +221,17 @@ class Recipe(BaseModel):
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     _source: str = PrivateAttr(default="the recipe")
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Each student's architecture, in the order of the group's members."""
+        students = self.group.students
+        return students if isinstance(students, tuple) else (self.model.architecture,) * students
+
+    @property
+    def networks(self) -> str:
+        """The architectures in words: "resnet32", or "resnet32 + resnet20" where students differ."""
+        return " + ".join(dict.fromkeys(self.architectures))
 
     def to_toml(self) -> str:
         """Write the whole recipe with every default; `load` of it gives an equal recipe."""

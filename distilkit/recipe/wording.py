@@ -71,6 +71,9 @@ def _described(kind: Any, metadata: Sequence[Any], value: object) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         members = [member for member in arguments if member is not type(None)]
+        if isinstance(value, int | float):
+            # Whoever wrote a number wants to know which numbers, where there are any.
+            members = [member for member in members if _plain(member) in (int, float)] or members
         return ", or ".join(dict.fromkeys(_described(member, metadata, value) for member in members))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
@@ -83,6 +86,10 @@ def _described(kind: Any, metadata: Sequence[Any], value: object) -> str:
     if kind in (int, float):
         return ("an integer" if kind is int else "a number") + _bounds(metadata, value)
     return "text" if kind is str else "a different value"
+
+
+def _plain(kind: Any) -> Any:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
 
 def _bounds(metadata: Sequence[Any], value: object) -> str:

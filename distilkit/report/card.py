@@ -1,8 +1,10 @@
 """A run's model card: README.md in its folder, from the run's own figures only."""
 
 from pathlib import Path
+from typing import Any
 
 from distilkit.errors import UserError
+from distilkit.models import own
 from distilkit.run import Run
 
 
@@ -16,16 +18,16 @@ def write_card(run: Run) -> Path:
     best = final["best_on_test"]
     text = f"""# {run.recipe.name}
 
-`{record["architecture"]}` trained with `{record["method"]}` by distilkit {record["distilkit"]}.
+`{run.recipe.networks}` trained with `{record["method"]}` by distilkit {record["distilkit"]}.
 
 | | |
 |---|---|
 | data | {data.dataset}, {len(data.classes)} classes, {data.size} x {data.size}, {_counts(data.images)} |
-| members | {", ".join(record["members"])} |
+| members | {", ".join(_member(name, record) for name in record["members"])} |
 | leader | {record["leader"]} |
 | parameters | {_both(record["parameters"], ",")} |
 | FLOPs of one image (2 per multiply-add, convolutions and linear layers) | {_both(record["flops"], ".4g")} |
-| epochs | {final["epochs"]} |
+{_code(run)}| epochs | {final["epochs"]} |
 | reported weights | {final["selected"]["rule"]} (epoch {final["selected"]["epoch"]}) |
 | seed | {record["seed"]}: one training, so nothing is known of the spread over seeds |
 | device, precision | {record["device"]}, {record["precision"]["used"]} |
@@ -51,6 +53,18 @@ Made by `{record["command"]}`.
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
     return file
+
+
+def _member(name: str, record: dict[str, Any]) -> str:
+    architectures = record.get("architectures", {})
+    return f"{name} (`{architectures[name]}`)" if len(set(architectures.values())) > 1 else name
+
+
+def _code(run: Run) -> str:
+    """A row on the modules that opening this run executes, where there are any."""
+    modules = dict.fromkeys(code.module for name in run.recipe.architectures if (code := own.code(name)))
+    listed = ", ".join(f"`{module}`" for module in modules)
+    return f"| code of your own | opening this run executes {listed}, and needs `--trust-code` |\n" if modules else ""
 
 
 def _both(costs: dict[str, int | None], form: str) -> str:

@@ -30,10 +30,12 @@ def build_learner(recipe: Recipe, spec: DataSpec) -> Learner:
     with neutral constants, which is good for counting only.
     """
     with placed(recipe):
-        members = methods.members(recipe.method, recipe.group.students)
+        members = methods.members(recipe.method, recipe.group.count)
         group = build_group(
             kind=recipe.group.kind,
-            architecture=recipe.model.architecture,
+            architecture=recipe.architectures
+            if isinstance(recipe.group.students, tuple)
+            else recipe.model.architecture,
             members=members,
             split_at=recipe.group.split_at,
             num_classes=len(spec.classes),

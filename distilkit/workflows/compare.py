@@ -31,7 +31,7 @@ def compare(paths: list[Path], runs: Path) -> dict[str, Any]:
                     "run": str(run.path),
                     "name": run.recipe.name,
                     "dataset": run.data.dataset,
-                    "architecture": record["architecture"],
+                    "architecture": run.recipe.networks if whole else record["architecture"],
                     "method": record["method"],
                     "deployed": name,
                     "seed": record["seed"],

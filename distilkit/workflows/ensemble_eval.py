@@ -45,6 +45,8 @@ def ensemble_eval(
     found = [find_run(path, runs) for path in paths] or [find_run(None, runs)]
     if len({run.path.resolve() for run in found}) < len(found):
         raise UserError("the same run stands twice in the ensemble", "name each run once")
+    for run in found:
+        run.require_trust()  # before any of them is computed
     data = _shared_data(found, split)
     require_split(data, split, found[0].path)
     images = data.load((split,), data_root)

@@ -50,7 +50,7 @@ def export(
     """
     if mode == "single" and members:
         raise UserError("--members adds outputs to an ensemble", "use --mode ensemble --members")
-    if mode == "ensemble" and member:
+    if mode == "ensemble" and member is not None:
         raise UserError(f"--member {member} cannot be chosen in an ensemble of all members", "leave --member out")
     if mode == "single":
         found, model = open_model(path, runs, member=member, checkpoint=checkpoint)
@@ -154,7 +154,7 @@ def _ensemble_metadata(run: Run, name: str, checkpoint: str | None) -> dict[str,
     known = checkpoint is None and name in errors
     return {
         **_data_metadata(run.data),
-        "architecture": run.recipe.model.architecture,
+        "architecture": run.recipe.networks,
         "method": run.recipe.method.name,
         "member": f"ensemble ({name}) of {', '.join(run.record['members'])}",
         "top1_error_percent": f"{errors[name]['top1']:.4f}" if known else "",

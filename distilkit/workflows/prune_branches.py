@@ -13,6 +13,7 @@ from distilkit.analysis.learner_cost import TrainingNetwork
 from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
 from distilkit.group import Classifier, Group
+from distilkit.models import own
 from distilkit.observer import Observer
 from distilkit.run import CONFIG, FORMAT, MODEL, RECORD, DataRecord, find_run, stock_classifier, writable, write_json
 
@@ -38,21 +39,25 @@ def prune_branches(
     if output is not None and (output / RECORD).is_file():
         raise UserError(f"{output} is a run's folder; a pruned model needs one of its own", f"--output {output}/pruned")
     learner = run.learner(checkpoint)
-    name = member or learner.leader
+    name = learner.leader if member is None else member
     state = learner.group.member_state_dict(name)
-    pruned = stock_classifier(run.recipe.model, run.data, state)
+    network = run.network(learner.group.members.index(name))
+    pruned = stock_classifier(network, run.data, state)
     difference = _difference(learner.group, name, pruned, run.data, data_root, observer)
     if difference != 0.0:
         raise RuntimeError(f"the pruned {name} differs from the one in the group by {difference}; nothing was written")
     images = torch.zeros(1, run.data.channels, run.data.size, run.data.size)
     before, after = measure(TrainingNetwork(learner), images), measure(pruned, images)
+    code = own.code(network.architecture)
     contents = save({key: tensor.contiguous() for key, tensor in state.items()})
     figures = run.record.get("final", {}).get("errors", {}).get(name, {})
     config = {
         "format": FORMAT,
         "distilkit": __version__,
-        "architecture": run.recipe.model.architecture,
-        "norm": run.recipe.model.norm,
+        "architecture": network.architecture,
+        "norm": network.norm,
+        # What opening it will execute, where the network is the user's own; only ever with --trust-code.
+        "code": code._asdict() if code else None,
         "num_classes": len(run.data.classes),
         "method": run.recipe.method.name,
         "member": name,
@@ -73,6 +78,8 @@ def prune_branches(
         "run": str(run.path),
         "output": str(folder),
         "member": name,
+        "architecture": network.architecture,
+        "code": code._asdict() if code else None,
         "parameters": {"before": before.parameters, "after": after.parameters},
         "flops": {"before": before.flops, "after": after.flops},
         "max_abs_difference": difference,

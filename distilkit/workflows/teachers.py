@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distilkit.errors import SettingError, UserError
+from distilkit.models import own
 from distilkit.recipe import ModelSection, Recipe, TeacherSection
 from distilkit.run import DataRecord, PrunedModel, Run, find, finished_runs, load_weights, stock_classifier
 from distilkit.training.teacher import Teacher
@@ -28,7 +29,7 @@ def open_teacher(recipe: Recipe, data: DataRecord) -> Teacher | None:
     """The teacher of a recipe, frozen, on the CPU; None where it has none.
 
     Raises `SettingError` on "teacher.run" or "teacher.weights" where it cannot be opened or does not know the data's
-    classes, all of them, in their order.
+    classes, all of them, in their order; `UntrustedCodeError` where opening it would execute code without leave.
     """
     section = recipe.teacher
     if section is None:
@@ -38,6 +39,7 @@ def open_teacher(recipe: Recipe, data: DataRecord) -> Teacher | None:
         assert section.weights is not None
         network = ModelSection(architecture=section.architecture)
         file = Path(section.weights)
+        own.require_trust(section.architecture, "opening the teacher")
         try:
             return Teacher([stock_classifier(network, data, _weights(file), file)])
         except SettingError as error:
@@ -50,6 +52,8 @@ def open_teacher(recipe: Recipe, data: DataRecord) -> Teacher | None:
         try:
             found = find(Path(name), Path(name).parent)
             model = found.model()
+        except own.UntrustedCodeError as error:
+            raise own.UntrustedCodeError(error.architecture, f"opening the teacher {name}") from None
         except UserError as error:
             raise SettingError(
                 "teacher.run", f"the teacher {name} cannot be opened: {error.problem}", error.hint

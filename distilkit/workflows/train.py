@@ -19,6 +19,7 @@ from distilkit.data.datasets import ImageData
 from distilkit.errors import UserError
 from distilkit.group import Normalize
 from distilkit.learner import Learner
+from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.report.card import write_card
@@ -47,6 +48,8 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     try:
         with placed(recipe):
             teacher = _teacher(resolve_teacher(recipe, runs), spec)
+    except UntrustedCodeError:
+        raise
     except UserError as error:
         # A chain of recipes can be looked at before its teacher is trained; its cost is then the students' alone.
         teacher, note = None, error.faults[0].problem
@@ -55,6 +58,7 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "architecture": recipe.model.architecture,
+        "architectures": dict(zip(learner.group.members, recipe.architectures, strict=True)),
         "method": recipe.method.name,
         "members": list(learner.group.members),
         "leader": learner.leader,
@@ -265,6 +269,7 @@ def _described(recipe: Recipe, learner: Learner, cost: LearnerCost, data: DataRe
         "seed": recipe.train.seed,
         "method": recipe.method.name,
         "architecture": recipe.model.architecture,
+        "architectures": dict(zip(learner.group.members, recipe.architectures, strict=True)),
         "members": list(learner.group.members),
         "leader": learner.leader,
         "ensemble": learner.method.ensemble_name,
@@ -291,7 +296,7 @@ def _plan(run: Run, trainer: Trainer) -> TrainingPlan:
     return TrainingPlan(
         run=str(run.path),
         method=run.recipe.method.name,
-        architecture=run.recipe.model.architecture,
+        architecture=run.recipe.networks,
         members=learner.group.members,
         leader=learner.leader,
         ensemble=learner.method.ensemble_name,
