@@ -19,7 +19,8 @@ from distilkit.workflows.train import dry_run, train
 FOLDER = Path(__file__).parents[1] / "recipes"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 QUICKSTARTS = [name for name in NAMES if name.startswith("quickstart")]
-PUBLISHED = [name for name in NAMES if name not in QUICKSTARTS]
+MODERN = [name for name in NAMES if name.startswith("modern")]
+PUBLISHED = [name for name in NAMES if name not in (*QUICKSTARTS, *MODERN)]
 # These train in seconds, after the one that teaches some of them.
 SMALL = [name for name in QUICKSTARTS if name not in ("quickstart", "quickstart_baseline", "quickstart_teacher")]
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -34,7 +35,7 @@ def _header(name: str) -> str:
 
 
 def test_all_recipes_of_the_repository_are_built_in() -> None:
-    assert len(NAMES) == 62, "a recipe came or went: change this number on purpose"
+    assert len(NAMES) == 63, "a recipe came or went: change this number on purpose"
     assert len(PUBLISHED) == 50
     assert sorted(builtin()) == NAMES
 
@@ -73,6 +74,14 @@ def test_header_names_paper_table_students_and_weight_decay(name: str) -> None:
     assert re.search(rf"\b{group} {kinds}\b", header, flags=re.IGNORECASE), header
     if recipe.teacher is not None:
         assert f"distilkit train {recipe.teacher.run}" in header, "says what has to be trained first"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipe_of_a_paper_has_nothing_of_the_modern_ones(name: str) -> None:
+    recipe = load(name)
+    assert (recipe.data.rand_augment, recipe.data.random_erasing, recipe.data.mixup, recipe.data.cutmix) == (0,) * 4
+    assert (recipe.train.ema, recipe.train.label_smoothing) == (0, 0)
+    assert recipe.optimizer.decay_norms_and_biases
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -152,6 +161,28 @@ def test_small_recipe_learns_to_read_digits(name: str, taught: Path) -> None:
     done = train(load(name), taught, device="cpu", command=f"distilkit train {name}", observer=Observer())
     wrong = {member: errors["top1"] for member, errors in done["errors"].items() if errors["top1"] >= 20}
     assert wrong == {}
+
+
+# ---------------------------------------------------------------------------------------------------- modern recipes
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_modern_recipe_says_that_it_is_no_papers_and_uses_what_it_is_an_example_of(name: str) -> None:
+    assert "It stands for no cell of any paper" in _header(name)
+    recipe = load(name)
+    assert all((recipe.data.rand_augment, recipe.data.random_erasing, recipe.data.mixup, recipe.data.cutmix))
+    assert all((recipe.train.ema, recipe.train.label_smoothing))
+    assert not recipe.optimizer.decay_norms_and_biases
+    assert dry_run(recipe)["parameters"]["deploy"] > 0
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_modern_recipe_learns_to_read_digits(name: str, tmp_path: Path) -> None:
+    # An average of the weights of 200 steps has a shorter memory than one of 100,000.
+    shorter = ("train.epochs=8", "train.batch_size=64", "train.ema=0.95", "schedule.warmup_epochs=1")
+    digits = ("data.dataset=digits", "data.augment=crop", "model.architecture=resnet8", "train.precision=fp32")
+    done = train(load(name, (*digits, *shorter)), tmp_path, device="cpu", command="test", observer=Observer())
+    assert max(errors["top1"] for errors in done["errors"].values()) < 20
 
 
 # ------------------------------------------------------------------------------------------------------------- dry runs
