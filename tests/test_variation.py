@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from distilkit.data.resident import TrainingImages, epoch_order
 from distilkit.data.variation import VariedImages, draw_erasings, erased
 from distilkit.errors import UserError
 from distilkit.randomness import generator
-from distilkit.recipe import Recipe
+from distilkit.recipe import Recipe, load
 
 CPU = torch.device("cpu")
 ALL: dict[str, Any] = {"rand_augment": 2, "random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0}
@@ -225,6 +226,17 @@ def test_the_magnitude_has_a_default_where_there_is_one(tiny: Callable[..., Reci
     assert "rand_augment_magnitude" not in tiny().to_toml()
 
 
+def test_switching_rand_augment_off_takes_the_magnitude_of_the_recipe_below_with_it(tmp_path: Path) -> None:
+    recipe = load("modern_resnet20", ["data.rand_augment=0"])
+    assert recipe.data.rand_augment_magnitude is None
+    file = tmp_path / "both.toml"
+    file.write_text('extends = "quickstart"\n[data]\nrand_augment = 0\nrand_augment_magnitude = 5\n', encoding="utf-8")
+    with pytest.raises(UserError) as raised:
+        load(file)
+    (fault,) = raised.value.faults
+    assert fault.place == f"{file}:4"
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -256,7 +268,7 @@ def test_zero_written_as_an_integer_is_zero(tiny: Callable[..., Recipe]) -> None
     assert (recipe.data.mixup, recipe.data.cutmix, recipe.data.random_erasing) == (0.0, 1.0, 0.0)
 
 
-def test_a_small_training_with_everything_on(distilkit: Callable[..., Result], tmp_path: Any) -> None:
+def test_a_small_training_with_everything_on(distilkit: Callable[..., Result], tmp_path: Path) -> None:
     """Through the command line, as whole numbers too; images of one channel and 8 pixels."""
     settings = ("data.rand_augment=1", "data.random_erasing=1", "data.mixup=1", "data.cutmix=1", "train.epochs=1")
     words = [word for setting in settings for word in ("--set", setting)]

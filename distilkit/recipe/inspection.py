@@ -143,11 +143,16 @@ def _data(found: Findings) -> BaseModel | None:
 
 
 def _magnitude(found: Findings, table: dict[str, Any]) -> None:
-    """RandAugment's magnitude has a default where there is one, and no place where there is none."""
+    """RandAugment's magnitude has a default where there is one, and no place where there is none.
+
+    A layer that switches RandAugment off takes with it the magnitude of a layer below, which nothing else could remove.
+    """
+    key = ("data", "rand_augment_magnitude")
     if table.get("rand_augment", 0) != 0:
         table.setdefault("rand_augment_magnitude", 9)
+    elif "rand_augment" in table and found.place(key).source != found.place(("data", "rand_augment")).source:
+        table.pop("rand_augment_magnitude", None)
     elif "rand_augment_magnitude" in table:
-        key = ("data", "rand_augment_magnitude")
         problem = "data.rand_augment_magnitude changes nothing while data.rand_augment is 0"
         found.fault(key, problem, "set data.rand_augment = 2, or leave rand_augment_magnitude out")
 
