@@ -184,6 +184,7 @@ def test_rectangles_are_drawn_as_torchvision_draws_them(size: int) -> None:
     count = 6000
     top, left, height, width = draw_erasings(count, size, 1.0, generator(0, "boxes")).double()
     assert ((top >= 0) & (left >= 0) & (top + height <= size) & (left + width <= size)).all()
+    assert max(height.max(), width.max()) < size
     reference = v2.RandomErasing(p=1.0)
     image = torch.zeros(3, size, size)
     with torch.random.fork_rng():
