@@ -20,7 +20,8 @@ def cross_entropy(logits_SBC: Tensor, labels_B: Tensor, label_smoothing: float =
         labels = labels_B.to(logits.dtype).repeat(students, 1)
     else:
         labels = labels_B.repeat(students)
-    return students * F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    mean = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return students * mean
 
 
 def distillation(target: Tensor, logits_SBC: Tensor, temperature: float) -> Tensor:
