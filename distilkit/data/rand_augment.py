@@ -3,8 +3,8 @@
 torchvision draws one operation for whatever it is given; here every image draws its own, and the images that drew the
 same one go through torchvision's function together. The operations that move pixels (shear, translate, rotate) take
 each pixel from the nearest place, which is the same for all images: torchvision moves an image of pixel numbers once,
-and a batch is then one gather, whatever mixture of them it drew. It also waits for no device, which torchvision's own
-function does whenever it builds its matrix.
+and a batch is then one gather, whatever mixture of them it drew. Nor does that wait for the device, as torchvision does
+whenever it builds a matrix there.
 
 Shape suffixes: G images of a global batch, B images of this process, C channels, P pixels, N operations an image.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MAGNITUDES = 31
@@ -36,7 +37,7 @@ class RandAugment:
         moved = [numbers_1HW, *(move(numbers_1HW) for move in _moves(size, magnitude))]
         # Where a pixel comes from, -1 where from outside the image.
         self._sources = torch.stack([image.flatten() for image in moved]).long().sub(1).to(device)
-        self._changes = list(_changes(magnitude))
+        self._changes = list(_changes(magnitude, device))
 
     def __call__(self, images: Tensor, drawn_NB: Tensor) -> Tensor:
         """Images uint8 [B, C, H, W], C 1 or 3, and their columns of what was drawn (on the CPU) -> likewise."""
@@ -96,7 +97,7 @@ def _moves(size: int, magnitude: int) -> Iterator[Callable[[Tensor], Tensor]]:
         yield partial(functional.rotate, angle=angle)
 
 
-def _changes(magnitude: int) -> Iterator[Callable[[Tensor], Tensor]]:
+def _changes(magnitude: int, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
     """Every operation that changes colours, those with a sign twice."""
     from torchvision.transforms.v2 import functional
 
@@ -108,11 +109,30 @@ def _changes(magnitude: int) -> Iterator[Callable[[Tensor], Tensor]]:
     for factor in (1 + level, 1 - level):
         yield partial(functional.adjust_contrast, contrast_factor=factor)
     for factor in (1 + level, 1 - level):
-        yield partial(functional.adjust_sharpness, sharpness_factor=factor)
+        yield partial(_sharpened, factor=factor, kernel=_blurring().to(device))
     yield partial(functional.posterize, bits=8 - round(4 * magnitude / (MAGNITUDES - 1)))
     yield partial(functional.solarize, threshold=255 * _level(MAGNITUDES - 1 - magnitude, 1.0))
     yield functional.autocontrast
     yield functional.equalize
+
+
+def _blurring() -> Tensor:
+    """A pixel counts five times, each of its eight neighbours once: [1, 1, 3, 3]."""
+    weights = torch.ones((1, 1, 3, 3), dtype=torch.float32)
+    weights[..., 1, 1] = 5.0
+    return weights / 13
+
+
+def _sharpened(images: Tensor, factor: float, kernel: Tensor) -> Tensor:
+    """What torchvision's adjust_sharpness does, which brings its kernel to the device, and waits, at every call.
+
+    Takes the images, but for their border, `factor` times as far from their blurred selves.
+    """
+    channels, pixels = images.shape[1], images.float()
+    blurred = F.conv2d(pixels, kernel.expand(channels, 1, 3, 3), groups=channels).round()
+    inner = pixels[..., 1:-1, 1:-1]
+    inner.add_(blurred - inner, alpha=1 - factor)
+    return pixels.clamp(0, 255).to(images.dtype)
 
 
 def _level(magnitude: int, most: float) -> float:
