@@ -41,6 +41,7 @@ class Learner(nn.Module):
     ) -> LearnerOutput:
         """`images`: uint8 or [0, 1], [B, channels, H, W]; `ramp`: weight of the method's distillation terms.
 
+        `labels_B`: int64 [B], or where images are mixed the classes' shares [B, C].
         With `teacher_logits` [B, C] every student also learns from the teacher: w_t T^2 sum_i KL(q'_teacher || q'_i)
         is added (Hinton et al. 2015; Chen et al. 2020, "OKDDip + KD"), here and once, for any method; `ramp` does not
         weigh it. No gradient goes to the teacher.

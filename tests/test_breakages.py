@@ -51,6 +51,7 @@ MIXTURE = "test_methods_one.py::test_the_ensemble_is_the_gated_mixture_of_logits
 GATED_MIXTURE = MIXTURE.format("2-True-branches")
 MIXED_WIDE = "test_methods_one.py::test_under_autocast_the_ensemble_is_mixed_in_single_precision"
 LAYOUT = "test_methods_one.py::test_the_gate_pools_over_all_but_the_channels_wherever_they_stand[{}]"
+SHARES = "test_mixing.py::test_whole_shares_are_labels[0.2]"
 NARROW = "test_methods_dml.py::test_logits_in_bfloat16_have_the_losses_of_the_same_numbers_in_float32"
 ALONE = "test_methods_one.py::test_baseline_and_independent_are_the_sum_of_cross_entropies[{}-float64]"
 
@@ -141,6 +142,9 @@ IN_LOSSES = {
     ),
     "pairs labels with other images": Breakage(
         LOSSES, "labels_B.repeat(students)", "labels_B.repeat_interleave(students)", (BY_HAND, ON_PAPER)
+    ),
+    "pairs the shares of classes with other images": Breakage(
+        LOSSES, ".repeat(students, 1)", ".repeat_interleave(students, 0)", (SHARES,)
     ),
     "cross-entropy is a mean over students": Breakage(LOSSES, "return students * mean", "return mean", (BY_HAND,)),
     "cross-entropy is a sum over images": Breakage(

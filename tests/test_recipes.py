@@ -24,7 +24,8 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 FILES = {path.stem: path for path in sorted(FOLDER.rglob("*.toml"))}
 NAMES = sorted(FILES)
 QUICKSTARTS = [name for name in NAMES if name.startswith("quickstart")]
-PUBLISHED = [name for name in NAMES if name not in QUICKSTARTS]
+MODERN = [name for name in NAMES if name.startswith("modern")]
+PUBLISHED = [name for name in NAMES if name not in (*QUICKSTARTS, *MODERN)]
 TOP = [name for name in NAMES if FILES[name].parent == FOLDER]
 # These train in seconds, after the one that teaches some of them.
 SMALL = [name for name in QUICKSTARTS if name not in ("quickstart", "quickstart_baseline", "quickstart_teacher")]
@@ -79,7 +80,7 @@ def _header(name: str) -> str:
 
 
 def test_all_recipes_of_the_repository_are_built_in() -> None:
-    assert len(NAMES) == 175, "a recipe came or went: change this number on purpose"
+    assert len(NAMES) == 176, "a recipe came or went: change this number on purpose"
     assert len(PUBLISHED) == 163
     assert {name: path.resolve() for name, path in builtin().items()} == {n: p.resolve() for n, p in FILES.items()}
 
@@ -156,6 +157,14 @@ def test_the_cells_are_as_many_as_the_tables_have() -> None:
         ("OKD", 8): 5 * 3,
         ("OKD", 9): 5 * 4,
     }
+
+
+@pytest.mark.parametrize("name", _each(PUBLISHED))
+def test_recipe_of_a_paper_has_nothing_of_the_modern_ones(name: str) -> None:
+    recipe = load(name)
+    assert (recipe.data.rand_augment, recipe.data.random_erasing, recipe.data.mixup, recipe.data.cutmix) == (0,) * 4
+    assert (recipe.train.ema, recipe.train.label_smoothing) == (0, 0)
+    assert recipe.optimizer.decay_norms_and_biases
 
 
 @pytest.mark.parametrize("name", _each(PUBLISHED))
@@ -282,6 +291,28 @@ def test_small_recipe_learns_to_read_digits(name: str, taught: Path) -> None:
     done = train(load(name), taught, device="cpu", command=f"distilkit train {name}", observer=Observer())
     wrong = {member: errors["top1"] for member, errors in done["errors"].items() if errors["top1"] >= 20}
     assert wrong == {}
+
+
+# ---------------------------------------------------------------------------------------------------- modern recipes
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_modern_recipe_says_that_it_is_no_papers_and_uses_what_it_is_an_example_of(name: str) -> None:
+    assert "It stands for no cell of any paper" in _header(name)
+    recipe = load(name)
+    assert all((recipe.data.rand_augment, recipe.data.random_erasing, recipe.data.mixup, recipe.data.cutmix))
+    assert all((recipe.train.ema, recipe.train.label_smoothing))
+    assert not recipe.optimizer.decay_norms_and_biases
+    assert dry_run(recipe)["parameters"]["deploy"] > 0
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_modern_recipe_learns_to_read_digits(name: str, tmp_path: Path) -> None:
+    # An average of the weights of 200 steps has a shorter memory than one of 100,000.
+    shorter = ("train.epochs=8", "train.batch_size=64", "train.ema=0.95", "schedule.warmup_epochs=1")
+    digits = ("data.dataset=digits", "data.augment=crop", "model.architecture=resnet8", "train.precision=fp32")
+    done = train(load(name, (*digits, *shorter)), tmp_path, device="cpu", command="test", observer=Observer())
+    assert max(errors["top1"] for errors in done["errors"].values()) < 20
 
 
 # ------------------------------------------------------------------------------------------------------------- dry runs

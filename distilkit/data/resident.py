@@ -51,10 +51,11 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def batch(self, indices: Tensor, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, step: int, part: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
         """Make the images of global step `step`, or this process's part of them.
 
-        `indices`: int64 [G], on the CPU: the whole global batch. `part`: the positions in it that this process takes.
+        `indices`: int64 [G], on the CPU: the whole global batch. `part`: the positions in it that this process takes, a
+        slice or int64 [B].
         Returns images uint8 [B, C, H, W] in channels-last memory and labels int64 [B], both on the device. What is
         random is drawn for all G images from generator(seed, "augment", step): the parts of several processes, put
         together, are the batch of one.

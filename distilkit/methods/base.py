@@ -74,7 +74,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, outputs: GroupOutput, labels_B: Tensor, ramp: float | Tensor) -> MethodLosses:
-        """Losses of one batch: means over images, sums over students."""
+        """Losses of one batch: means over images, sums over students.
+
+        `labels_B`: int64 [B], or the classes' shares [B, C]; see `losses.cross_entropy`, which alone looks at them.
+        """
 
     @abstractmethod
     def ensemble(self, outputs: GroupOutput) -> Tensor:

@@ -12,10 +12,15 @@ from torch.nn import functional as F
 def cross_entropy(logits_SBC: Tensor, labels_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with the labels: mean over images, **sum** over students (Lan et al. 2018, Eq. 6, first term).
 
-    `logits_SBC`: logits. `labels_B`: class indices, int64. Returns a scalar, nats.
+    `logits_SBC`: logits. `labels_B`: class indices, int64 [B], or the classes' shares [B, C] of mixed images, which sum
+    to one. `label_smoothing` spreads that share of either evenly over all classes. Returns a scalar, nats.
     """
-    students = logits_SBC.shape[0]
-    mean = F.cross_entropy(wide(logits_SBC).flatten(0, 1), labels_B.repeat(students), label_smoothing=label_smoothing)
+    students, logits = logits_SBC.shape[0], wide(logits_SBC).flatten(0, 1)
+    if labels_B.is_floating_point():
+        labels = labels_B.to(logits.dtype).repeat(students, 1)
+    else:
+        labels = labels_B.repeat(students)
+    mean = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     return students * mean
 
 

@@ -56,6 +56,7 @@ def checked(found: Findings, default_name: str) -> Recipe | None:
     teacher = _teacher(found)
     name = _name(found, default_name)
     _nesterov(found)
+    _spared(found)
     _epochs(found)
     if isinstance(method, MethodOptions):
         _method_on_group(found, method)
@@ -136,8 +137,24 @@ def _data(found: Findings) -> BaseModel | None:
             problem = f"data.image_size is only for 'image-folder'; the images of {name!r} have a size of their own"
             found.fault(("data", "image_size"), problem, "leave image_size out")
     table.setdefault("augment", augment)
+    _magnitude(found, table)
     section = validate(found, ("data",), DataSection, table)
     return section if known else None
+
+
+def _magnitude(found: Findings, table: dict[str, Any]) -> None:
+    """RandAugment's magnitude has a default where there is one, and no place where there is none.
+
+    A layer that switches RandAugment off takes with it the magnitude of a layer below, which nothing else could remove.
+    """
+    key = ("data", "rand_augment_magnitude")
+    if table.get("rand_augment", 0) != 0:
+        table.setdefault("rand_augment_magnitude", 9)
+    elif "rand_augment" in table and found.place(key).source != found.place(("data", "rand_augment")).source:
+        table.pop("rand_augment_magnitude", None)
+    elif "rand_augment_magnitude" in table:
+        problem = "data.rand_augment_magnitude changes nothing while data.rand_augment is 0"
+        found.fault(key, problem, "set data.rand_augment = 2, or leave rand_augment_magnitude out")
 
 
 def _model(found: Findings) -> BaseModel | None:
@@ -328,6 +345,13 @@ def _nesterov(found: Findings) -> None:
         named = "momentum" if ("optimizer", "momentum") in found.places else "nesterov"
         problem = "optimizer.nesterov = true needs optimizer.momentum above 0"
         found.fault(("optimizer", named), problem, found.correction(("optimizer", "nesterov"), False))
+
+
+def _spared(found: Findings) -> None:
+    key = ("optimizer", "decay_norms_and_biases")
+    if found.good.get(key) is False and found.good.get(("optimizer", "weight_decay")) == 0:
+        problem = "optimizer.decay_norms_and_biases = false changes nothing while optimizer.weight_decay is 0"
+        found.fault(key, problem, "leave decay_norms_and_biases out, or set weight_decay")
 
 
 def _epochs(found: Findings) -> None:

@@ -30,6 +30,11 @@ Students = (
         Field(min_length=1, max_length=100),
     ]
 )
+# Below 0.01 torch's Beta distribution goes wrong: of Beta(0.001, 0.001) it puts a quarter in the middle, not 1 %.
+Alpha = Annotated[
+    Annotated[float, Field(ge=0, le=0)] | Annotated[float, Field(ge=0.01, le=100)],
+    Wording("0, or a number from 0.01 to 100"),
+]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$"), Wording("text that is not empty")]
 
 
@@ -51,6 +56,29 @@ class DataSection(_Section):
     validation: Epochs = Field(0, description="Held out of the training images: how many, or which fraction of them.")
     augment: Literal["none", "crop", "crop-flip", "random-resized-crop"] = Field(
         description="Random changes to training images.", json_schema_extra={"default": "the data set's own"}
+    )
+    rand_augment: int = Field(
+        0, ge=0, le=10, description="RandAugment: how many operations each image draws after that; 0: none."
+    )
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] | None = Field(
+        None,
+        description="How strong these are; only with `rand_augment`.",
+        json_schema_extra={"default": "9 with `rand_augment`"},
+    )
+    random_erasing: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="An image's chance to lose a rectangle, which is filled with the data set's mean colour; 0: none.",
+    )
+    mixup: Alpha = Field(
+        0.0,
+        description="Blend each image and its label with another's; the shares follow Beta(mixup, mixup); 0: not.",
+    )
+    cutmix: Alpha = Field(
+        0.0,
+        description="Put a rectangle of another image into each, and into its label what that covers; the area follows "
+        "Beta(cutmix, cutmix); 0: not. With `mixup` too, each batch draws one of the two.",
     )
 
 
@@ -142,6 +170,12 @@ class TrainSection(_Section):
     checkpoint_minutes: float = Field(0.0, ge=0, description="Save one every so many minutes as well; 0: not.")
 
 
+DecaysAll = Annotated[
+    bool,
+    Field(description="`false` spares the parameters of normalisation, biases and other vectors from `weight_decay`."),
+]
+
+
 class SgdSection(_Section):
     """`[optimizer] name = "sgd"`: stochastic gradient descent with momentum."""
 
@@ -150,6 +184,7 @@ class SgdSection(_Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is taken again.")
     nesterov: bool = Field(True, description="Nesterov's form of momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, added to the gradient.")
+    decay_norms_and_biases: DecaysAll = True
 
 
 class AdamWSection(_Section):
@@ -162,6 +197,7 @@ class AdamWSection(_Section):
     )
     eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled from the gradient, times the learning rate.")
+    decay_norms_and_biases: DecaysAll = True
 
 
 class StepSection(_Section):

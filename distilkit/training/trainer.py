@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distilkit.analysis.diversity import distances
-from distilkit.data.datasets import ImageData
+from distilkit.data.datasets import DataSpec, ImageData
 from distilkit.data.resident import TrainingImages, epoch_order
+from distilkit.data.variation import VariedImages
 from distilkit.errors import SettingError, UserError
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
-from distilkit.recipe import OptimizerSection, Recipe, SgdSection, SnapshotSection, resolve_epochs
+from distilkit.recipe import DataSection, OptimizerSection, Recipe, SgdSection, SnapshotSection, resolve_epochs
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import log, schedule
 from distilkit.training.evaluate import evaluate_members
@@ -66,22 +67,42 @@ class _Pending(NamedTuple):
 
 
 def make_optimizer(section: OptimizerSection, learner: Learner) -> torch.optim.Optimizer:
-    """SGD or AdamW over every parameter of group and method; every parameter decays, as in the authors' code."""
+    """SGD or AdamW over every parameter of group and method.
+
+    Every parameter decays, as in the authors' code, unless the recipe spares those of norms and biases.
+    """
+    parameters: list[dict[str, Any]] = [{"params": list(learner.parameters())}]
+    if not section.decay_norms_and_biases:
+        decaying, spared = decay_groups(learner)
+        parameters = [{"params": decaying}, {"params": spared, "weight_decay": 0.0}]
     if isinstance(section, SgdSection):
         return torch.optim.SGD(
-            learner.parameters(),
+            parameters,
             lr=section.lr,
             momentum=section.momentum,
             nesterov=section.nesterov,
             weight_decay=section.weight_decay,
         )
     return torch.optim.AdamW(
-        learner.parameters(),
+        parameters,
         lr=section.lr,
         betas=(section.betas[0], section.betas[1]),
         eps=section.eps,
         weight_decay=section.weight_decay,
     )
+
+
+def decay_groups(learner: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that are matrices and kernels, and those of normalisation, biases and other vectors or scalars.
+
+    Vectors are what timm spares too; of normalisation, some has parameters of several dimensions.
+    """
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    owners = {parameter: module for module in learner.modules() for parameter in module.parameters(recurse=False)}
+    for name, parameter in learner.named_parameters():
+        normalises = isinstance(owners[parameter], nn.LayerNorm | nn.RMSNorm)
+        groups[parameter.ndim < 2 or normalises or name.endswith(".bias")].append(parameter)
+    return groups
 
 
 def batch_bounds(count: int, batch_size: int, processes: int) -> list[tuple[int, int]]:
@@ -141,7 +162,8 @@ class Trainer:
         # Channels last is how the convolutions of CPUs and tensor cores read memory: 1.2 to 1.5 x on two Zen 5 cores.
         self.learner = learner.to(device).to(memory_format=torch.channels_last)
         self.average = _moving_average(self.learner, settings.ema) if settings.ema else None
-        self.images = TrainingImages(data.splits["train"], augment=recipe.data.augment, seed=seed, device=device)
+        source = TrainingImages(data.splits["train"], augment=recipe.data.augment, seed=seed, device=device)
+        self.images = _varied(source, recipe.data, data.spec, seed, device)
         self.bounds = batch_bounds(len(self.images), settings.batch_size, accelerator.num_processes)
         self.plain_optimizer = make_optimizer(recipe.optimizer, self.learner)
         self.wrapped, self.optimizer = accelerator.prepare(self.learner, self.plain_optimizer)
@@ -260,7 +282,9 @@ class Trainer:
                 output = self.wrapped(images, labels, ramp, **self._taught(images, step))
                 # Processes average their gradients; parts must weigh by their images to give the global batch's mean.
                 accelerator.backward(output.loss * (len(labels) * world / count))
-            wrong_S = (output.logits_SBC.detach().argmax(-1) != labels).sum(-1)
+            # A mixed image counts as one of the class with the largest share of it.
+            classes_B = labels.argmax(-1) if labels.is_floating_point() else labels
+            wrong_S = (output.logits_SBC.detach().argmax(-1) != classes_B).sum(-1)
             losses = torch.stack([output.loss.detach(), *(term.detach() for term in output.terms.values())])
             peers_SBC = output.logits_SBC.detach()[: self.peers]
             distance = distances(peers_SBC).sum() if self.peers > 1 else losses.new_zeros(())
@@ -451,6 +475,25 @@ class Trainer:
         self.progress = Progress(state["step"], dict(state["sums"]), dict(state["best"]), dict(state.get("pins", {})))
         if self.accelerator.is_main_process:
             checkpoints.repoint(self.checkpoints, {"last": self.saved_name, **self.progress.pins})
+
+
+def _varied(
+    source: TrainingImages, section: DataSection, spec: DataSpec, seed: int, device: torch.device
+) -> TrainingImages | VariedImages:
+    """The source with what the recipe does to its images after the crop; the source itself where that is nothing."""
+    if not (section.rand_augment or section.random_erasing or section.mixup or section.cutmix):
+        return source
+    return VariedImages(
+        source,
+        spec=spec,
+        seed=seed,
+        device=device,
+        rand_augment=section.rand_augment,
+        rand_augment_magnitude=section.rand_augment_magnitude,
+        random_erasing=section.random_erasing,
+        mixup=section.mixup,
+        cutmix=section.cutmix,
+    )
 
 
 def _moving_average(learner: Learner, decay: float) -> AveragedModel:
