@@ -47,6 +47,11 @@ class Cost:
     bytes: int = 0
 
 
+def named_uses(uncounted: Mapping[str, int]) -> str:
+    """Operators that were not counted, as a person reads them: "aten::fft_fft, aten::cdist (3 times)"."""
+    return ", ".join(name if count == 1 else f"{name} ({count} times)" for name, count in uncounted.items())
+
+
 def parameter_count(module: nn.Module) -> int:
     """Count the trainable parameters; one that is used in several places counts once."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

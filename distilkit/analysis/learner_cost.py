@@ -130,7 +130,9 @@ def _settings(value: object) -> Hashable:
         return tuple(_settings(item) for item in value)
     if isinstance(value, FunctionType):
         return value.__code__
-    return value if isinstance(value, bool | int | float | str | None) else type(value)
+    if isinstance(value, bool | int | float | str):
+        return value
+    return type(value)
 
 
 def _method_cost(learner: Learner, trunk: Tensor | None) -> Cost:
