@@ -132,7 +132,7 @@ def _settings(value: object) -> Hashable:
         return value.__code__
     if isinstance(value, bool | int | float | str):
         return value
-    return type(value)
+    return type(value).__qualname__
 
 
 def _method_cost(learner: Learner, trunk: Tensor | None) -> Cost:
