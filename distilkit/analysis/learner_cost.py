@@ -71,8 +71,10 @@ def learner_cost(learner: Learner, channels: int, size: int, teacher: nn.Module 
     `teacher`: images -> logits; its forward pass is part of the training's cost (ONE's Table 3), its parameters are
     not trained.
     """
-    images = torch.zeros(1, channels, size, size)
     group, leader = learner.group, learner.leader
+    # Where the learner is: a resumed training, whose recipe has changed, counts it on the device that trains it.
+    device = next(group.parameters()).device
+    images = torch.zeros(1, channels, size, size, device=device)
     parts: dict[str, Cost] = {}
     known: dict[Hashable, Cost] = {}
     crossing = None
@@ -87,7 +89,7 @@ def learner_cost(learner: Learner, channels: int, size: int, teacher: nn.Module 
         for name in group.members:
             parts[name] = _counted_once(known, group.networks[name], images)
         deploy = parts[leader]
-    method = _method_cost(learner, crossing)
+    method = _method_cost(learner, crossing, device)
     if method.multiply_adds or method.parameters or method.uncounted:
         parts["method"] = method
     state_bytes = file_bytes(group.state_dict()) + method.bytes
@@ -135,11 +137,11 @@ def _settings(value: object) -> Hashable:
     return type(value).__qualname__
 
 
-def _method_cost(learner: Learner, trunk: Tensor | None) -> Cost:
+def _method_cost(learner: Learner, trunk: Tensor | None, device: torch.device) -> Cost:
     """What the method computes of one image's outputs. How large they are tells the group's shape."""
     method, shape = learner.method, learner.group.shape
-    outputs = [torch.zeros(len(shape.members), 1, shape.num_classes)]
-    outputs += [torch.zeros(1, width) for width in shape.feature_widths]
+    outputs = [torch.zeros(len(shape.members), 1, shape.num_classes, device=device)]
+    outputs += [torch.zeros(1, width, device=device) for width in shape.feature_widths]
     outputs += [] if trunk is None else [trunk]
     return replace(measure(_Weights(method, shape.members), tuple(outputs)), bytes=file_bytes(method.state_dict()))
 
