@@ -22,6 +22,7 @@ def compare(
       distilkit compare runs/baseline-1 runs/one-1
     """
     from distilkit import console
+    from distilkit.analysis.cost import named_uses
     from distilkit.workflows.compare import compare as workflow
 
     document = workflow(run or [], runs)
@@ -43,12 +44,16 @@ def compare(
                 f"{row['parameters']:,}",
                 console.scientific(row["flops"]),
                 console.scientific(row["train_flops"]),
+                "-" if row["bytes"] is None else f"{row['bytes']:,}",
             ]
         )
     console.print_table(
         "top-1 errors on the test images, %",
-        ["run", "deployed", "top-1", "95 %", "weights", "TeCost", "TrCost"],
+        ["run", "deployed", "top-1", "95 %", "weights", "TeCost", "TrCost", "bytes"],
         rows,
         "interval: Wilson's, over test images; one training of each says nothing of the spread over seeds. "
-        "Costs: FLOPs of one image, 2 per multiply-add",
+        "Costs: FLOPs of one image, 2 per multiply-add; bytes: of what is deployed, as safetensors",
     )
+    uncounted = {row["run"]: named_uses(row["uncounted"]) for row in document["rows"] if row["uncounted"]}
+    for path, names in uncounted.items():
+        console.print_line(f"{path}: not counted, so its costs are too low: {names}")

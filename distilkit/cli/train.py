@@ -11,6 +11,8 @@ from distilkit.cli import options
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 
+COSTS = ("parameters", "flops", "activations", "bytes")
+
 
 def train(
     recipe: Annotated[
@@ -140,33 +142,38 @@ def _show_seeds(document: dict[str, Any]) -> None:
 
 def _show_plan(document: dict[str, Any]) -> None:
     from distilkit import console
+    from distilkit.analysis.cost import named_uses
 
-    parameters, flops = document["parameters"], document["flops"]
+    wholes = {"train": "whole, in training (TrCost)", "deploy": f"deployed: {document['leader']} (TeCost)"}
+    if document["ensemble"] is not None:
+        wholes = {"ensemble": f"ensemble, {document['ensemble']} (TeCost)", **wholes}
     architectures = document["architectures"]
     differ = len(set(architectures.values())) > 1
-    rows = [
-        [
-            f"{name} ({architectures[name]})" if differ and name in architectures else name,
-            f"{part['parameters']:,}",
-            console.scientific(part["flops"]),
-        ]
+    costs = [
+        (f"{name} ({architectures[name]})" if differ and name in architectures else name, part)
         for name, part in document["parts"].items()
     ]
-    if flops["ensemble"] is not None:
-        cells = [f"{parameters['ensemble']:,}", console.scientific(flops["ensemble"])]
-        rows.append([f"ensemble, {document['ensemble']} (TeCost)", *cells])
-    rows += [
-        ["whole, in training (TrCost)", f"{parameters['train']:,}", console.scientific(flops["train"])],
-        [f"deployed: {document['leader']} (TeCost)", f"{parameters['deploy']:,}", console.scientific(flops["deploy"])],
-    ]
+    costs += [(name, {what: document[what][whole] for what in COSTS}) for whole, name in wholes.items()]
     console.print_table(
-        f"{document['recipe']}: {' + '.join(dict.fromkeys(document['architectures'].values()))}, {document['method']}",
-        ["part", "parameters", "FLOPs"],
-        rows,
-        "FLOPs of one image: 2 per multiply-add, convolutions and linear layers only (the papers' convention)",
+        f"{document['recipe']}: {' + '.join(dict.fromkeys(architectures.values()))}, {document['method']}",
+        ["part", "parameters", "FLOPs", "activations", "bytes"],
+        [
+            [
+                name,
+                f"{cost['parameters']:,}",
+                console.scientific(cost["flops"]),
+                f"{cost['activations']:,}",
+                f"{cost['bytes']:,}",
+            ]
+            for name, cost in costs
+        ],
+        "FLOPs of one image: 2 per multiply-add, convolutions and linear layers only (the papers' convention)\n"
+        "activations: numbers that convolutions and linear layers put out for one image\n"
+        "bytes: weights and buffers as safetensors; with the optimizer's state, a checkpoint has "
+        f"{document['bytes']['checkpoint']:,}",
     )
     if document["uncounted"]:
-        console.print_line(f"not counted: {document['uncounted']}")
+        console.print_line(f"not counted, so the costs are too low: {named_uses(document['uncounted'])}")
     if document["teacher_missing"]:
         console.print_line(f"without the teacher: {document['teacher_missing']}")
     data = document["data"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from distilkit.analysis.cost import named_uses
 from distilkit.errors import UserError
 from distilkit.models import own
 from distilkit.run import Run
@@ -41,7 +42,7 @@ def write_card(run: Run) -> Path:
 Selected on the test set by the leader (as the papers' code selects, not an honest estimate): epoch {best["epoch"]}, \
 leader {best["errors"][record["leader"]]["top1"]:.2f}.
 
-## Intended use
+{_costs(record)}## Intended use
 
 To be filled in by whoever deploys this model.
 
@@ -65,6 +66,29 @@ def _code(run: Run) -> str:
     modules = dict.fromkeys(code.module for name in run.recipe.architectures if (code := own.code(name)))
     listed = ", ".join(f"`{module}`" for module in modules)
     return f"| code of your own | opening this run executes {listed}, and needs `--trust-code` |\n" if modules else ""
+
+
+def _costs(record: dict[str, Any]) -> str:
+    """The costs of every part; nothing for a run that an earlier version began."""
+    if "parts" not in record:
+        return ""
+    rows = [
+        f"| `{name}` | {part['parameters']:,} | {part['flops']:.4g} | {part['activations']:,} | {part['bytes']:,} |"
+        for name, part in record["parts"].items()
+    ]
+    uncounted = record["uncounted"]
+    missing = f"Not counted, so the costs are too low: {named_uses(uncounted)}.\n\n" if uncounted else ""
+    return f"""## Costs
+
+| part | parameters | FLOPs | activations | bytes |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+
+FLOPs of one image: 2 per multiply-add, convolutions and linear layers only. Activations: the numbers that these put
+out for it. Bytes: weights and buffers as safetensors; the deployed file has {record["bytes"]["deploy"]:,}, and a
+checkpoint, with the optimizer's state, {record["bytes"]["checkpoint"]:,}.
+
+{missing}"""
 
 
 def _both(costs: dict[str, int | None], form: str) -> str:

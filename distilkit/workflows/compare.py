@@ -12,7 +12,8 @@ def compare(paths: list[Path], runs: Path) -> dict[str, Any]:
     """Final figures of several finished runs, all below `runs` unless some are named.
 
     One row per run and deployable classifier: the leader, and the method's own ensemble where there is one. Errors in
-    percent with Wilson's 95 % interval over test images; costs of one image in the papers' convention.
+    percent with Wilson's 95 % interval over test images; costs of one image in the papers' convention. `uncounted`:
+    operators that are missing from them.
     """
     found = [find_run(path, runs) for path in paths] or finished_runs(runs)
     rows: list[dict[str, Any]] = []
@@ -41,6 +42,10 @@ def compare(paths: list[Path], runs: Path) -> dict[str, Any]:
                     "parameters": record["parameters"]["ensemble" if whole else "deploy"],
                     "flops": record["flops"]["ensemble" if whole else "deploy"],
                     "train_flops": record["flops"]["train"],
+                    # A run of an earlier version knows neither.
+                    "activations": record.get("activations", {}).get("ensemble" if whole else "deploy"),
+                    "bytes": record.get("bytes", {}).get("ensemble" if whole else "deploy"),
+                    "uncounted": record.get("uncounted", {}),
                 }
             )
     return {"rows": rows}

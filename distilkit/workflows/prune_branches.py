@@ -9,7 +9,7 @@ from safetensors.torch import save
 
 from distilkit import __version__
 from distilkit.analysis.cost import measure
-from distilkit.analysis.learner_cost import TrainingNetwork
+from distilkit.analysis.learner_cost import learner_cost
 from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
 from distilkit.group import Classifier, Group
@@ -47,7 +47,7 @@ def prune_branches(
     if difference != 0.0:
         raise RuntimeError(f"the pruned {name} differs from the one in the group by {difference}; nothing was written")
     images = torch.zeros(1, run.data.channels, run.data.size, run.data.size)
-    before, after = measure(TrainingNetwork(learner), images), measure(pruned, images)
+    before, after = learner_cost(learner, run.data.channels, run.data.size).train, measure(pruned, images)
     code = own.code(network.architecture)
     contents = save({key: tensor.contiguous() for key, tensor in state.items()})
     figures = run.record.get("final", {}).get("errors", {}).get(name, {})

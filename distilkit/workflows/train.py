@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 
 from distilkit import __version__
+from distilkit.analysis.cost import named_uses
 from distilkit.analysis.learner_cost import LearnerCost, learner_cost
 from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
@@ -27,6 +28,7 @@ from distilkit.run import DataRecord, Run, data_record, spec_record, written_by_
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import precision as precisions
 from distilkit.training.build import build_learner, placed
+from distilkit.training.footprint import checkpoint_bytes
 from distilkit.training.interrupt import Interrupted
 from distilkit.training.processes import from_main, join, lost_ones_named, make_accelerator
 from distilkit.training.teacher import Teacher
@@ -39,7 +41,9 @@ PACKAGES = ("torch", "torchvision", "accelerate", "fvcore", "onnx", "onnxruntime
 def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     """What a training of this recipe would build and cost, from the data set's known shape; trains and writes nothing.
 
-    FLOPs in the papers' convention: 2 for each multiply-add of convolutions and linear layers, one image.
+    FLOPs in the papers' convention: 2 for each multiply-add of convolutions and linear layers, one image. Activations:
+    the numbers that these put out for it. Bytes: weights and buffers as safetensors files; `checkpoint` with the
+    optimizer's state.
     """
     with placed(recipe):
         spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root), recipe.data.image_size)
@@ -63,9 +67,7 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
         "members": list(learner.group.members),
         "leader": learner.leader,
         "ensemble": learner.method.ensemble_name,
-        **_costs(cost),
-        "parts": {name: {"parameters": part.parameters, "flops": part.flops} for name, part in cost.parts.items()},
-        "uncounted": cost.train.uncounted,
+        **_costs(recipe, learner, cost),
         "data": {"dataset": spec.name, "classes": len(spec.classes), "present": present, "where": where},
         "teacher_missing": note,
         "epochs": recipe.train.epochs,
@@ -88,7 +90,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     learner = build_learner(recipe, spec)
     with placed(recipe):
         teacher = _teacher(recipe, spec)
-    cost = learner_cost(learner, spec.channels, spec.size, teacher)
+    cost = _counted(learner, spec, teacher, observer)
     with here.main_process_first():
         data = _load(recipe)
     _normalise_for(learner, data)
@@ -239,7 +241,7 @@ def _fit(
                 trainer.restore(saved)
             if changes and main:
                 # Not before: a recipe that the checkpoint does not fit must not become the run's.
-                cost = learner_cost(learner, data.spec.channels, data.spec.size, teacher)
+                cost = _counted(learner, data.spec, teacher, observer)
                 run.change_recipe(recipe, changes, _described(recipe, learner, cost, data_record(recipe, data)))
             observer.training_started(_plan(run, trainer))
             if main:
@@ -273,7 +275,7 @@ def _described(recipe: Recipe, learner: Learner, cost: LearnerCost, data: DataRe
         "members": list(learner.group.members),
         "leader": learner.leader,
         "ensemble": learner.method.ensemble_name,
-        **_costs(cost),
+        **_costs(recipe, learner, cost),
         "data": data.model_dump(mode="json"),
     }
 
@@ -385,19 +387,31 @@ def _teacher(recipe: Recipe, spec: datasets.DataSpec) -> Teacher | None:
     return open_teacher(recipe, spec_record(recipe, replace(spec, mean=mean, std=std)))
 
 
-def _costs(cost: LearnerCost) -> dict[str, Any]:
-    return {
-        "parameters": {
-            "train": cost.train.parameters,
-            "deploy": cost.deploy.parameters,
-            "ensemble": cost.ensemble.parameters if cost.ensemble else None,
-        },
-        "flops": {
-            "train": cost.train.flops,
-            "deploy": cost.deploy.flops,
-            "ensemble": cost.ensemble.flops if cost.ensemble else None,
-        },
+def _counted(learner: Learner, spec: datasets.DataSpec, teacher: Teacher | None, observer: Observer) -> LearnerCost:
+    cost = learner_cost(learner, spec.channels, spec.size, teacher)
+    if cost.train.uncounted:
+        observer.note(f"warning: the costs are too low, these are not counted: {named_uses(cost.train.uncounted)}")
+    return cost
+
+
+def _costs(recipe: Recipe, learner: Learner, cost: LearnerCost) -> dict[str, Any]:
+    """What a dry run and run.json say of costs."""
+    wholes = {"train": cost.train, "deploy": cost.deploy, "ensemble": cost.ensemble}
+    of_each: dict[str, dict[str, int | None]] = {
+        what: {name: None if whole is None else getattr(whole, what) for name, whole in wholes.items()}
+        for what in ("parameters", "flops", "activations", "bytes")
     }
+    of_each["bytes"]["checkpoint"] = checkpoint_bytes(recipe, learner)
+    parts = {
+        name: {
+            "parameters": part.parameters,
+            "flops": part.flops,
+            "activations": part.activations,
+            "bytes": part.bytes,
+        }
+        for name, part in cost.parts.items()
+    }
+    return {**of_each, "parts": parts, "uncounted": cost.train.uncounted}
 
 
 def _device_name(device: torch.device) -> str:
