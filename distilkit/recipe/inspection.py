@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distilkit import methods
 from distilkit.data import datasets
-from distilkit.errors import did_you_mean, nearest
+from distilkit.errors import SettingError, did_you_mean, nearest
 from distilkit.methods.base import MethodOptions
-from distilkit.models import registry
+from distilkit.models import external, registry
 from distilkit.recipe.checking import validate
 from distilkit.recipe.findings import Findings
 from distilkit.recipe.sections import (
@@ -120,6 +120,17 @@ def _check_known(found: Findings, key: Key, value: str, word: str, allowed: Sequ
     return value in allowed
 
 
+def _check_architecture(found: Findings, key: Key, name: str) -> bool:
+    if not external.is_external(name):
+        return _check_known(found, key, name, "architecture", registry.names())
+    try:
+        external.check(name)
+    except SettingError as error:
+        found.fault(key, error.problem, error.hint)
+        return False
+    return True
+
+
 def _data(found: Findings) -> BaseModel | None:
     table = _table(found, "data")
     if table is None:
@@ -145,9 +156,7 @@ def _model(found: Findings) -> BaseModel | None:
     if table is None:
         return None
     name = table.get("architecture")
-    known = isinstance(name, str) and _check_known(
-        found, ("model", "architecture"), name, "architecture", registry.names()
-    )
+    known = isinstance(name, str) and _check_architecture(found, ("model", "architecture"), name)
     section = validate(found, ("model",), ModelSection, table)
     return section if known else None
 
@@ -185,7 +194,7 @@ def _group(found: Findings) -> BaseModel | None:
     table.setdefault("students", (options or MethodOptions).default_students)
     architecture = found.good.get(("model", "architecture"))
     if kind == "branches" and architecture in registry.names():
-        table.setdefault("split_at", registry.default_split(architecture))
+        table.setdefault("split_at", registry.default_split(str(architecture)))
     validated = validate(found, ("group",), GroupSection, table)
     if kind == "networks" and "split_at" in table:
         problem = 'group.split_at is only for kind = "branches": nothing is shared between networks'
@@ -217,7 +226,7 @@ def _teacher(found: Findings) -> TeacherSection | None:
         return None
     name = table.get("architecture")
     if isinstance(name, str):
-        _check_known(found, ("teacher", "architecture"), name, "architecture", registry.names())
+        _check_architecture(found, ("teacher", "architecture"), name)
     by_run, by_file = "run" in table, "architecture" in table or "weights" in table
     if by_run and by_file:
         problem = "teacher.run names a whole classifier, so teacher.architecture and teacher.weights have no place"
