@@ -168,7 +168,7 @@ class BranchGroup(Group):
     def head(self, name: str) -> str:
         """Name the last linear layer of a branch."""
         self._require(name)
-        return str(self.branches[name].head)
+        return str(self.branches[name].head_path)
 
     def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
         logits: Tensor
@@ -201,7 +201,7 @@ class NetworkGroup(Group):
     def head(self, name: str) -> str:
         """Name the last linear layer of a network."""
         self._require(name)
-        return str(self.networks[name].head)
+        return str(self.networks[name].head_path)
 
     def only(self, names: Sequence[str]) -> "NetworkGroup":
         """Return a group of these networks, in this order."""
@@ -269,7 +269,8 @@ def build_group(
     else:
         default = registry.default_split(architecture)
         if split_at is None:
-            split_at = default or split.default_point(stock, normalized[:1])
+            images = normalized[:1]
+            split_at = default or split.default_point(split.measured_points(stock, images), images)
         cuts = {name: split.cut(backbone, split_at) for name, backbone in zip(members, backbones, strict=True)}
         trunk = cuts[members[0]][0]
         branches = {name: branch for name, (_, branch) in cuts.items()}

@@ -8,7 +8,7 @@ from `self.training` (dropout as a function, stochastic depth, heads used in tra
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from distilkit.errors import SettingError, nearest
 
 _READS = ("call_module", "get_attr")  # nodes whose target is a path into the backbone
 _MOST_POINTS_IN_A_HINT = 24
-_LEAST_SHARE_OF_A_STAGE = 0.05
+_LEAST_SHARE_OF_A_STAGE = 0.02
 _SMALL_IMAGES = 64  # pixels on a side
 
 
@@ -31,18 +31,18 @@ class Part(nn.Module):
     [B, ...]; called with that tensor a branch gives `(logits [B, C], features [B, D])`, the features being the input of
     its last linear layer. The whole is a branch that takes images.
 
-    `head`: the path of that last linear layer, in a branch or a whole; None in a trunk.
+    `head_path`: that of that last linear layer, in a branch or a whole; None in a trunk.
 
     Made by `cut` and `whole`. It can be copied, moved, exported and compiled, but not pickled.
     """
 
     def __init__(
-        self, source: "_Traced", graphs: Mapping[bool, fx.Graph], unused: Iterable[str], head: str | None = None
+        self, source: "_Traced", graphs: Mapping[bool, fx.Graph], unused: Iterable[str], head_path: str | None = None
     ) -> None:
         """`graphs`: by mode (True: training). `unused`: state of the backbone that no graph reads, for this part."""
         super().__init__()
         self.training = source.backbone.training
-        self.head = head
+        self.head_path = head_path  # not `head`: backbones call their own so
         targets = {str(node.target): None for mode in graphs for node in graphs[mode].nodes if node.op in _READS}
         # Shallow paths first, so that a module held as a whole is there before a path that leads into it.
         for path in sorted([*targets, *unused], key=lambda path: path.count(".")):
@@ -179,23 +179,23 @@ def measured_points(backbone: nn.Module, images: Tensor) -> list[CutPoint]:
     return points
 
 
-def default_point(backbone: nn.Module, images: Tensor) -> str:
-    """Find where to cut a `backbone` of which nothing is known, for `images` [1, C, H, W].
+def default_point(points: Sequence[CutPoint], images: Tensor) -> str:
+    """Find where to cut a backbone of which nothing is known but its `measured_points` on `images` [1, C, H, W].
 
     For small images (64 pixels on a side or fewer) its last stage is each student's own, for larger ones its last two.
     A stage begins where maps shrink: at the outermost module that makes fewer pixels of what it gets than any before
-    it, or behind that module if it has no parameters (pooling is then done once, in the trunk). What holds less than
-    5 % of the multiply-adds on maps and tokens is no stage of its own but belongs to the one before it; so do the
+    it and in which that happens once, or behind that module if it has no parameters (pooling is then done once, in the
+    trunk). What holds less than
+    2 % of the multiply-adds on maps and tokens is no stage of its own but belongs to the one before it; so do the
     linear layers on vectors at the end. A backbone without that many beginnings of stages (ViT) is taken for four
     stages of equal cost: it is cut where nearest to a quarter, or a half, of the multiply-adds are still to come.
 
-    Raises `SettingError` on "model.architecture" like `cut`, and where it can be cut nowhere.
+    Raises `SettingError` on "model.architecture" where there are no points.
     """
-    points = measured_points(backbone, images)
     if not points:
         raise SettingError(
             "model.architecture",
-            f"{type(backbone).__name__} can be cut nowhere, so that its students cannot share a trunk",
+            "the architecture can be cut nowhere, so that students cannot share a trunk",
             'train whole networks instead: group.kind = "networks"',
         )
     own_stages = 1 if max(images.shape[2:]) <= _SMALL_IMAGES else 2
@@ -205,7 +205,7 @@ def default_point(backbone: nn.Module, images: Tensor) -> str:
     return min(points, key=lambda point: abs(point.share_of_maps - own_stages / 4)).path
 
 
-def _stages(points: list[CutPoint]) -> list[CutPoint]:
+def _stages(points: Sequence[CutPoint]) -> list[CutPoint]:
     """Pick the points at which stages begin, the first stage's own beginning not among them."""
     beginnings: list[CutPoint] = []
     fewest, shrunk = None, set()
@@ -216,7 +216,7 @@ def _stages(points: list[CutPoint]) -> list[CutPoint]:
         shrinks = point.positions_after is not None and point.positions_after < point.positions == fewest
         # Of nested modules that shrink the same maps the first is the outermost; windows of attention look larger than
         # the maps that they are cut from, and so are no beginnings.
-        if not shrinks or point.positions in shrunk:
+        if not shrinks or point.positions in shrunk or _holds_stages(point, points):
             continue
         shrunk.add(point.positions)
         behind = (other for other in points[index + 1 :] if not other.path.startswith(f"{point.path}."))
@@ -230,6 +230,16 @@ def _stages(points: list[CutPoint]) -> list[CutPoint]:
             stages.insert(0, point)
             end = point.share_of_maps
     return stages
+
+
+def _holds_stages(point: CutPoint, points: Sequence[CutPoint]) -> bool:
+    """Tell whether maps shrink again inside the module: then it is a container of stages."""
+    return any(
+        other.path.startswith(f"{point.path}.")
+        and (other.positions_after or 0) < (other.positions or 0) < point.positions
+        for other in points
+        if point.positions is not None
+    )
 
 
 class _CannotCutHereError(Exception):

@@ -149,7 +149,8 @@ def _replace_stem(network: nn.Module, name: str, channels: int) -> None:
         padding_mode=old.padding_mode,
         device=old.weight.device,
     )
-    nn.init.normal_(new.weight, std=float(old.weight.detach().std()) * (3 / channels) ** 0.5)
+    if not old.weight.is_meta:
+        nn.init.normal_(new.weight, std=float(old.weight.detach().std()) * (3 / channels) ** 0.5)
     if old.bias is not None and new.bias is not None:
         new.bias = old.bias
     owner, _, attribute = path.rpartition(".")
