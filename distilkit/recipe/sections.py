@@ -78,7 +78,7 @@ class GroupSection(_Section):
     split_at: Text | None = Field(
         None,
         description="The first module that is each student's own; only for `branches`.",
-        json_schema_extra={"default": "the architecture's own; of other libraries' networks, found by itself"},
+        json_schema_extra={"default": "the architecture's own"},
     )
 
 
