@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.bar import Bar
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -22,6 +23,9 @@ from distilkit.observer import Observer, TrainingPlan
 from distilkit.training.log import finite
 
 SCHEMA = 1
+_BAR_WIDTH = 24
+_WIDE = 100
+_WIDTH_OF_FILES = 400  # columns, more than any table needs
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -43,6 +47,30 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     # Title and note outside the table: inside it they would be folded to its width.
     stdout.print(Text(title, style="bold"), soft_wrap=True)
     stdout.print(table)
+    if note:
+        stdout.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def print_bars(
+    title: str, columns: Sequence[str], rows: Sequence[tuple[Sequence[str], float]], note: str | None = None
+) -> None:
+    """A table on stdout whose rows end in a bar: their cells, and a share from 0 to 1. The first column is text.
+
+    The bar is drawn in a terminal; elsewhere it is a row of `#`, and nothing is folded or cut off.
+    """
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
+    table.add_column("", no_wrap=True)
+    width = _BAR_WIDTH if stdout.width >= _WIDE else _BAR_WIDTH // 2
+    longest = max((share for _, share in rows), default=0.0) or 1.0
+    for cells, share in rows:
+        bar: RenderableType = Bar(longest, 0, share, width=width, color="cyan")
+        if not stdout.is_terminal:
+            bar = Text("#" * round(_BAR_WIDTH * share / longest))
+        table.add_row(*(Text(cell) for cell in cells), bar)
+    stdout.print(Text(title, style="bold"), soft_wrap=True)
+    (stdout if stdout.is_terminal else Console(highlight=False, width=_WIDTH_OF_FILES)).print(table)
     if note:
         stdout.print(Text(note, style="dim"), soft_wrap=True)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distilkit import split
 from distilkit.errors import SettingError, UserError, did_you_mean
-from distilkit.models import own, registry
+from distilkit.models import registry
 from distilkit.models.registry import Norm
 from distilkit.outputs import GroupKind, GroupOutput, GroupShape
 from distilkit.randomness import generator, seeded
@@ -94,6 +94,13 @@ class Group(nn.Module, ABC):
         The tensors are the group's own, not copies. Raises `UserError` if no member has this name.
         """
 
+    @abstractmethod
+    def head(self, name: str) -> str:
+        """Name one member's classifier, its last linear layer: the path in the stock backbone.
+
+        Raises `UserError` if no member has this name.
+        """
+
     def only(self, names: Sequence[str]) -> "Group":
         """Return a group of these members, in this order, that shares their modules with this one."""
         raise TypeError(f"a {type(self).__name__} cannot be taken apart")
@@ -123,7 +130,8 @@ class BranchGroup(Group):
     """Students that share `trunk` and own one of `branches` each.
 
     `separate`: hand every branch its own copy of the trunk's output, for branches that begin with an operation in
-    place: without copies the second branch would get what the first has made of it.
+    place: without copies the second branch would get what the first has made of it. `split_at`: the first module of
+    the branches.
 
     Keys of its `state_dict()`: "trunk.<backbone's name>" and "branches.<member>.<backbone's name>".
     """
@@ -135,10 +143,12 @@ class BranchGroup(Group):
         normalize: Normalize,
         shape: GroupShape,
         *,
+        split_at: str,
         separate: bool = False,
         architectures: Sequence[str] = (),
     ) -> None:
         super().__init__(normalize, shape, architectures)
+        self.split_at = split_at
         self.trunk = trunk
         self.branches = nn.ModuleDict(branches)
         self.separate = separate
@@ -159,7 +169,20 @@ class BranchGroup(Group):
         """Return a group of these members, in this order, on the same trunk."""
         shape, branches = self._shape_of(names), {name: self.branches[name] for name in names}
         kept = self._architectures_of(names)
-        return BranchGroup(self.trunk, branches, self.normalize, shape, separate=self.separate, architectures=kept)
+        return BranchGroup(
+            self.trunk,
+            branches,
+            self.normalize,
+            shape,
+            split_at=self.split_at,
+            separate=self.separate,
+            architectures=kept,
+        )
+
+    def head(self, name: str) -> str:
+        """Name the last linear layer of a branch."""
+        self._require(name)
+        return str(self.branches[name].head_path)
 
     def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
         logits: Tensor
@@ -196,6 +219,11 @@ class NetworkGroup(Group):
         self._require(name)
         return dict(self.networks[name].state_dict())
 
+    def head(self, name: str) -> str:
+        """Name the last linear layer of a network."""
+        self._require(name)
+        return str(self.networks[name].head_path)
+
     def only(self, names: Sequence[str]) -> "NetworkGroup":
         """Return a group of these networks, in this order."""
         shape, networks = self._shape_of(names), {name: self.networks[name] for name in names}
@@ -225,7 +253,8 @@ def build_group(
 
     Student i starts as the plain backbone drawn with `seeded(seed, "init", i)`; in a group of branches the trunk is
     student 0's, so that student 0 starts as exactly that plain network. `architecture`: of all students or, for whole
-    networks, of each. `split_at`: None for the architecture's own, and for whole networks. `norm`: see
+    networks, of each. `split_at`: None for the architecture's own (found by `split.default_point` where the registry
+    knows none), and for whole networks. `norm`: see
     `registry.create`. `channels`, `size`: of the images, `size` pixels on a side. `mean`, `std`: per channel, of images
     in [0, 1]. Torch's global stream is left as it was.
 
@@ -281,7 +310,10 @@ def build_group(
         group: Group = NetworkGroup(networks, normalize, shape, architectures=architectures)
     else:
         architecture = architectures[0]
-        split_at = _default_split(architecture, stocks[architecture]) if split_at is None else split_at
+        default = registry.default_split(architecture)
+        if split_at is None:
+            images = normalized[:1]
+            split_at = default or split.default_point(split.measured_points(stocks[architecture], images), images)
         cuts = {name: split.cut(backbone, split_at) for name, backbone in zip(members, backbones, strict=True)}
         trunk = cuts[members[0]][0]
         branches = {name: branch for name, (_, branch) in cuts.items()}
@@ -291,25 +323,22 @@ def build_group(
             raise SettingError(
                 "group.split_at",
                 f"{architecture} cannot be cut at {split_at!r}: what crosses there is not a tensor of features",
-                "cut it elsewhere"
-                if own.is_own(architecture)
-                else f"cut it at its default, {registry.default_split(architecture)!r}",
+                f"cut it at its default, {default!r}" if default else 'leave "split_at" out',
             )
         width = _feature_width(architecture, branches[members[0]], crossing.clone())
-        shape = GroupShape(kind, tuple(members), _channels(crossing), (width,) * len(members), num_classes)
+        shape = GroupShape(kind, tuple(members), split.channels(crossing), (width,) * len(members), num_classes)
         separate = _writes_to_its_input(branches[members[0]], crossing)
-        group = BranchGroup(trunk, branches, normalize, shape, separate=separate, architectures=architectures)
+        group = BranchGroup(
+            trunk,
+            branches,
+            normalize,
+            shape,
+            split_at=split_at,
+            separate=separate,
+            architectures=architectures,
+        )
     _compare(group, stocks, probe, f" cut at {split_at!r}" if split_at else "")
     return group.train()
-
-
-def _default_split(architecture: str, backbone: nn.Module) -> str:
-    try:
-        return registry.default_split(architecture)
-    except SettingError as error:
-        if error.key != "group.split_at":
-            raise
-        raise SettingError(error.key, error.problem, split.where_it_can_be_cut(backbone)) from None
 
 
 @contextmanager
@@ -375,18 +404,6 @@ def _feature_width(architecture: str, part: split.Part, x: Tensor) -> int:
     return int(features.shape[1])
 
 
-def _channels(crossing: Tensor) -> int:
-    """Count the channels of maps [B, C, H, W] or [B, H, W, C], tokens [B, N, C] or vectors [B, C].
-
-    The images are square, so of four dimensions the two that are equal are the map's; where all three are, the second
-    is taken for the channels, as in nearly every network.
-    """
-    if crossing.dim() == 4:
-        _, first, second, third = crossing.shape
-        return third if first == second != third else first
-    return crossing.shape[-1]
-
-
 def _writes_to_its_input(branch: split.Part, crossing: Tensor) -> bool:
     for training in (False, True):
         handed = crossing.clone()
@@ -410,7 +427,7 @@ def _compare(group: Group, stocks: Mapping[str, nn.Module], images: Tensor, how:
         stock, what = stocks[architecture], f"{architecture}{how}"
         with _left_as_it_was(group):
             try:
-                stock.load_state_dict(group.member_state_dict(name), strict=True)
+                registry.load_strict(stock, group.member_state_dict(name))
             except RuntimeError as error:
                 raise RuntimeError(f"{what}: {name!r} has not the names of the stock network") from error
             if not torch.equal(together_SBC[index], stock.eval()(normalized)):

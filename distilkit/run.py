@@ -548,7 +548,7 @@ def _load_strict(module: nn.Module, state: dict[str, Tensor], file: Path | None)
             f"the weights {file or ''} do not fit the model: {'; '.join(sorted(faults)[:10])}{more}",
             "they belong to another network, or were changed after they were written",
         )
-    module.load_state_dict(state, strict=True)
+    registry.load_strict(module, state)
 
 
 def _first(names: Sequence[str]) -> str:

@@ -7,16 +7,20 @@ A backbone is traced twice, in training and in evaluation mode, because tracing 
 from `self.training` (dropout as a function, stochastic depth, heads used in training only).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 
 from distilkit.errors import SettingError, nearest
 
 _READS = ("call_module", "get_attr")  # nodes whose target is a path into the backbone
 _MOST_POINTS_IN_A_HINT = 24
+_LEAST_SHARE_OF_A_STAGE = 0.02
+_SMALL_IMAGES = 64  # pixels on a side
 
 
 class Part(nn.Module):
@@ -27,13 +31,18 @@ class Part(nn.Module):
     [B, ...]; called with that tensor a branch gives `(logits [B, C], features [B, D])`, the features being the input of
     its last linear layer. The whole is a branch that takes images.
 
+    `head_path`: that of that last linear layer, in a branch or a whole; None in a trunk.
+
     Made by `cut` and `whole`. It can be copied, moved, exported and compiled, but not pickled.
     """
 
-    def __init__(self, source: "_Traced", graphs: Mapping[bool, fx.Graph], unused: Iterable[str]) -> None:
+    def __init__(
+        self, source: "_Traced", graphs: Mapping[bool, fx.Graph], unused: Iterable[str], head_path: str | None = None
+    ) -> None:
         """`graphs`: by mode (True: training). `unused`: state of the backbone that no graph reads, for this part."""
         super().__init__()
         self.training = source.backbone.training
+        self.head_path = head_path  # not `head`: backbones call their own so
         targets = {str(node.target): None for mode in graphs for node in graphs[mode].nodes if node.op in _READS}
         # Shallow paths first, so that a module held as a whole is there before a path that leads into it.
         for path in sorted([*targets, *unused], key=lambda path: path.count(".")):
@@ -97,7 +106,7 @@ def cut(backbone: nn.Module, split_at: str) -> tuple[Part, Part]:
         for mode, division in divisions.items()
     }
     trunk = Part(traced, trunk_graphs, [key for key in unused if key not in unused_in_branch])
-    return trunk, Part(traced, branch_graphs, unused_in_branch)
+    return trunk, Part(traced, branch_graphs, unused_in_branch, traced.head)
 
 
 def whole(backbone: nn.Module) -> Part:
@@ -112,7 +121,8 @@ def whole(backbone: nn.Module) -> Part:
         features = traced.features(trace.nodes)
         assert features is not None  # tracing checks that
         graphs[mode] = _graph(trace.nodes, (trace.logits, features))
-    return Part(traced, graphs, traced.unused_state(node for trace in traced.traces.values() for node in trace.nodes))
+    unused = traced.unused_state(node for trace in traced.traces.values() for node in trace.nodes)
+    return Part(traced, graphs, unused, traced.head)
 
 
 def cut_points(backbone: nn.Module) -> list[str]:
@@ -121,12 +131,115 @@ def cut_points(backbone: nn.Module) -> list[str]:
     Where several names mean the same cut ("layer3", "layer3.0"), the outermost. Raises `SettingError` on
     "model.architecture" like `cut`.
     """
-    return _points(_trace(backbone))
+    return list(_points(_trace(backbone)))
 
 
-def where_it_can_be_cut(backbone: nn.Module) -> str:
-    """Say in words at which modules `backbone` can be cut. Raises `SettingError` like `cut_points`."""
-    return _listed(cut_points(backbone))
+class CutPoint(NamedTuple):
+    """A module at which a backbone can be cut, as seen on images of one size.
+
+    `path`: the module. `share`: of the backbone's multiply-adds, those from there on, which a branch would repeat.
+    `share_of_maps`: the same among those on maps and tokens, without the linear layers on vectors that classifiers are
+    made of. `positions`: pixels or tokens of what crosses there; `positions_after`: of what the module makes of it;
+    None for vectors. `has_parameters`: whether the module has any.
+    """
+
+    path: str
+    share: float
+    share_of_maps: float
+    positions: int | None
+    positions_after: int | None
+    has_parameters: bool
+
+
+def measured_points(backbone: nn.Module, images: Tensor) -> list[CutPoint]:
+    """List the points of `cut_points` with what `images` [1, C, H, W] cost before and after each.
+
+    Only shapes are computed, so that size costs no time and no memory; the images' values do not matter. Raises
+    `SettingError` on "model.architecture" like `cut`.
+    """
+    traced = _trace(backbone)
+    trace = traced.traces[False]
+    outcomes = _outcomes(traced, trace, images)
+    all_work = sum(outcome.work for outcome in outcomes.values()) or 1
+    work_on_maps = sum(outcome.work for outcome in outcomes.values() if outcome.positions is not None) or 1
+    points = []
+    for path, division in _points(traced).items():
+        branch = [outcomes[node] for node in division.branch]
+        results = [node for node in trace.calls[path][0] if node in outcomes]
+        points.append(
+            CutPoint(
+                path=path,
+                share=sum(outcome.work for outcome in branch) / all_work,
+                share_of_maps=sum(o.work for o in branch if o.positions is not None) / work_on_maps,
+                positions=outcomes[division.crossing].positions,
+                positions_after=outcomes[results[-1]].positions,
+                has_parameters=next(backbone.get_submodule(path).parameters(), None) is not None,
+            )
+        )
+    return points
+
+
+def default_point(points: Sequence[CutPoint], images: Tensor) -> str:
+    """Find where to cut a backbone of which nothing is known but its `measured_points` on `images` [1, C, H, W].
+
+    For small images (64 pixels on a side or fewer) its last stage is each student's own, for larger ones its last two.
+    A stage begins where maps shrink: at the outermost module that makes fewer pixels of what it gets than any before
+    it and in which that happens once, or behind that module if it has no parameters (pooling is then done once, in the
+    trunk). What holds less than
+    2 % of the multiply-adds on maps and tokens is no stage of its own but belongs to the one before it; so do the
+    linear layers on vectors at the end. A backbone without that many beginnings of stages (ViT) is taken for four
+    stages of equal cost: it is cut where nearest to a quarter, or a half, of the multiply-adds are still to come.
+
+    Raises `SettingError` on "model.architecture" where there are no points.
+    """
+    if not points:
+        raise SettingError(
+            "model.architecture",
+            "the architecture can be cut nowhere, so that students cannot share a trunk",
+            'train whole networks instead: group.kind = "networks"',
+        )
+    own_stages = 1 if max(images.shape[2:]) <= _SMALL_IMAGES else 2
+    stages = _stages(points)
+    if len(stages) >= own_stages:
+        return stages[-own_stages].path
+    return min(points, key=lambda point: abs(point.share_of_maps - own_stages / 4)).path
+
+
+def _stages(points: Sequence[CutPoint]) -> list[CutPoint]:
+    """Pick the points at which stages begin, the first stage's own beginning not among them."""
+    beginnings: list[CutPoint] = []
+    fewest, shrunk = None, set()
+    for index, point in enumerate(points):
+        if point.positions is None:
+            continue
+        fewest = point.positions if fewest is None else min(fewest, point.positions)
+        shrinks = point.positions_after is not None and point.positions_after < point.positions == fewest
+        # Of nested modules that shrink the same maps the first is the outermost; windows of attention look larger than
+        # the maps that they are cut from, and so are no beginnings.
+        if not shrinks or point.positions in shrunk or _holds_stages(point, points):
+            continue
+        shrunk.add(point.positions)
+        behind = (other for other in points[index + 1 :] if not other.path.startswith(f"{point.path}."))
+        begins = point if point.has_parameters else next(behind, None)
+        if begins is not None and begins.share_of_maps <= 1 - _LEAST_SHARE_OF_A_STAGE:
+            beginnings.append(begins)
+    stages: list[CutPoint] = []
+    end = 0.0
+    for point in reversed(beginnings):
+        if point.share_of_maps - end >= _LEAST_SHARE_OF_A_STAGE:
+            stages.insert(0, point)
+            end = point.share_of_maps
+    return stages
+
+
+def _holds_stages(point: CutPoint, points: Sequence[CutPoint]) -> bool:
+    """Tell whether maps shrink again inside the module: then it is a container of stages."""
+    return any(
+        other.path.startswith(f"{point.path}.")
+        and (other.positions_after or 0) < (other.positions or 0) < point.positions
+        for other in points
+        if point.positions is not None
+    )
 
 
 class _CannotCutHereError(Exception):
@@ -226,11 +339,22 @@ class _Traced:
         if both:
             raise _CannotCutHereError(f"{both[0]!r} is used on both sides")
 
+    @property
+    def head(self) -> str:
+        """Name the last linear layer."""
+        node = self._last_linear(self.traces[False].nodes)
+        assert node is not None  # tracing checks that
+        return str(node.target)
+
     def features(self, nodes: list[fx.Node]) -> fx.Node | None:
         """Find the input of the last linear layer among `nodes`."""
+        node = self._last_linear(nodes)
+        return None if node is None else node.all_input_nodes[0]
+
+    def _last_linear(self, nodes: list[fx.Node]) -> fx.Node | None:
         for node in reversed(nodes):
             if node.op == "call_module" and isinstance(self.backbone.get_submodule(str(node.target)), nn.Linear):
-                return node.all_input_nodes[0]
+                return node
         return None
 
     def keys_of(self, nodes: Iterable[fx.Node]) -> set[str]:
@@ -345,16 +469,91 @@ def _trace_in_mode(backbone: nn.Module, training: bool) -> _Trace:
     return _Trace([node for node in graph.nodes if node in alive], tracer.calls)
 
 
-def _points(traced: _Traced) -> list[str]:
-    points: dict[frozenset[fx.Node], str] = {}
+def _points(traced: _Traced) -> dict[str, _Division]:
+    """Every module at which it can be cut, in the order of their calls, and how that divides the evaluation's trace."""
+    points: dict[frozenset[fx.Node], tuple[str, _Division]] = {}
     for path in traced.traces[False].calls:
         try:
             division = traced.divide(path)[False]
         except _CannotCutHereError:
             continue
         # A module is called before those inside it, so the outermost of equal cuts comes first.
-        points.setdefault(frozenset(division.branch), path)
-    return list(points.values())
+        points.setdefault(frozenset(division.branch), (path, division))
+    return dict(points.values())
+
+
+class _Outcome(NamedTuple):
+    """What a node computes: `work` in multiply-adds, and the pixels or tokens of its result, None for vectors."""
+
+    work: int
+    positions: int | None
+
+
+def _outcomes(traced: _Traced, trace: _Trace, images: Tensor) -> dict[fx.Node, _Outcome]:
+    """Run the nodes of a trace on the shapes of `images`."""
+    # Both are wanted where costs are asked for, which most that imports this file does not do.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # A copy, because a module may keep what it computes, and that is no real tensor here.
+    backbone = copy.deepcopy(traced.backbone).eval()
+    values: dict[fx.Node, Any] = {}
+    outcomes: dict[fx.Node, _Outcome] = {}
+    # Attention's fast path is one operator without known cost.
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    counter = FlopCounterMode(display=False)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
+            for node in trace.nodes:
+                before = counter.get_total_flops()
+                value = values[node] = _computed(node, traced, backbone, values, images)
+                work = (counter.get_total_flops() - before) // 2
+                outcomes[node] = _Outcome(work, _positions(value) if isinstance(value, Tensor) else None)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    return outcomes
+
+
+def _computed(
+    node: fx.Node, traced: _Traced, backbone: nn.Module, values: Mapping[fx.Node, Any], images: Tensor
+) -> Any:
+    arguments = fx.node.map_arg(node.args, values.__getitem__)
+    keywords = fx.node.map_arg(node.kwargs, values.__getitem__)
+    path = str(node.target)
+    if node.op == "placeholder":
+        return torch.empty_like(images)
+    if node.op == "get_attr":
+        if path in traced.constants:
+            return traced.constants[path]
+        owner, _, name = path.rpartition(".")
+        return getattr(backbone.get_submodule(owner), name)
+    if node.op == "call_module":
+        return backbone.get_submodule(path)(*arguments, **keywords)
+    if node.op == "call_method":
+        first, *rest = arguments
+        return getattr(first, path)(*rest, **keywords)
+    assert callable(node.target)
+    return node.target(*arguments, **keywords)
+
+
+def _positions(value: Tensor) -> int | None:
+    """Count the pixels of maps [B, C, H, W] or [B, H, W, C], or the tokens of [B, N, C]; None for vectors."""
+    if value.dim() < 3:
+        return None
+    return value.shape[1:].numel() // channels(value)
+
+
+def channels(value: Tensor) -> int:
+    """Count the channels of maps [B, C, H, W] or [B, H, W, C], tokens [B, N, C] or vectors [B, C].
+
+    The images are square, so of four dimensions the two that are equal are the map's; where all three are, the second
+    is taken for the channels, as in nearly every network.
+    """
+    if value.dim() == 4:
+        _, first, second, third = value.shape
+        return third if first == second != third else first
+    return value.shape[-1]
 
 
 def _hint(traced: _Traced, split_at: str) -> str:
@@ -363,7 +562,7 @@ def _hint(traced: _Traced, split_at: str) -> str:
     return f"did you mean {meant!r}? {_listed(points)}" if meant else _listed(points)
 
 
-def _listed(points: list[str]) -> str:
+def _listed(points: Collection[str]) -> str:
     if not points:
         return "it can be cut nowhere; train a group of whole networks instead"
     # Whole depths of nesting, as many as can be taken in at a glance.

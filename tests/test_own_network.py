@@ -439,17 +439,12 @@ def test_libraries_prefixes_are_not_modules_of_the_user_s() -> None:
     assert own.code("torch.nets:resnet8") == ("torch.nets", "resnet8")
 
 
-def test_where_to_cut_must_be_said_and_the_places_are_listed(folder: Path, distilkit: Command) -> None:
+def test_where_to_cut_is_found_and_written_down_where_the_recipe_does_not_say(folder: Path, distilkit: Command) -> None:
     (folder / "uncut.toml").write_text(RECIPE.replace('split_at = "body"', ""))
     assert load("uncut.toml").group.split_at is None
-    result = distilkit("train", "uncut.toml", "--dry-run", "--trust-code", "--json")
-    assert result.status == 2
-    (fault,) = result.json["error"]["faults"]
-    assert fault["key"] == "group.split_at"
-    assert "group.split_at is missing" in fault["problem"]
-    assert "it can be cut at stem.1, stem.2, body, body.1" in fault["hint"]
-    networks = ("--set", "group.kind=networks", "--set", "group.students=2")
-    assert distilkit("train", "uncut.toml", *networks, "--dry-run", "--trust-code").status == 0
+    done = distilkit("train", "uncut.toml", "--trust-code", "--runs", "found", "--json")
+    assert done.status == 0
+    assert load(Path(done.json["run"]) / "recipe.toml").group.split_at in ("stem.2", "body", "body.1")
     wrong = distilkit("train", "own.toml", "--set", "group.split_at=bodi", "--dry-run", "--trust-code")
     assert wrong.status == 2
     assert "did you mean 'body" in wrong.err

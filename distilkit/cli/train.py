@@ -176,6 +176,11 @@ def _show_plan(document: dict[str, Any]) -> None:
         console.print_line(f"not counted, so the costs are too low: {named_uses(document['uncounted'])}")
     if document["teacher_missing"]:
         console.print_line(f"without the teacher: {document['teacher_missing']}")
+    if document["split_at"]:
+        console.print_line(f"branches begin at: {document['split_at']}")
+    if document["pretrained"]:
+        start = document["pretrained"]
+        console.print_line(f"every student starts from: {start['file']}; classifiers: {start['classifier']}")
     data = document["data"]
     there = "there" if data["present"] else "not there"
     console.print_line(f"data: {data['dataset']}, {data['classes']} classes, {there}: {data['where']}")

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from distilkit.errors import SettingError, UserError, did_you_mean
+from distilkit.models.external import is_external
 
 FORM = "package.module:builder"
 
-_LIBRARIES = ("torchvision", "timm")  # what they are asked for is a name in their own lists, not a module of the user's
 
 _trusted: ContextVar[bool] = ContextVar("code_trusted", default=False)
 
@@ -71,7 +71,7 @@ class Code(NamedTuple):
 
 def is_own(name: str) -> bool:
     """Whether `name` means a function of the user's, by its form alone: it has a colon, and no library before it."""
-    return ":" in name and name.partition(":")[0] not in _LIBRARIES
+    return ":" in name and not is_external(name)
 
 
 def code(name: str) -> Code | None:

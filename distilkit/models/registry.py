@@ -2,20 +2,23 @@
 
 A family is one file in this package; its functions register themselves when the file is imported, and every file of
 the package is imported the first time that anything is looked up. So a new architecture takes one new file.
+
+A name with a colon is another library's: see `external`.
 """
 
 import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from distilkit.errors import SettingError, did_you_mean
-from distilkit.models import own
+from distilkit.models import external, own
 
 Norm = Literal["batch", "none"]
 """Which normalisation a network has inside; "none" is for those that batch norm hinders."""
@@ -60,7 +63,10 @@ def register(*, split_at: str) -> Callable[[Builder], Builder]:
 
 
 def names() -> tuple[str, ...]:
-    """Every registered name: the families in the order of their files' names, each in its file's order."""
+    """Every registered name: the families in the order of their files' names, each in its file's order.
+
+    Other libraries' names are not among them: see `external.names`.
+    """
     _import_families()
     return tuple(_architectures)
 
@@ -73,6 +79,10 @@ def create(name: str, num_classes: int, channels: int = 3, norm: Norm = "batch")
     this name, or it does not have this `norm`; `own.UntrustedCodeError` if it would have to execute a user's code
     without leave.
     """
+    if external.is_external(name):
+        if norm != "batch":
+            raise SettingError("model.norm", f"{name} has no form without batch norm", 'leave "norm" out')
+        return external.create(name, num_classes, channels)
     build: Callable[..., nn.Module] = own.builder(name) if own.is_own(name) else _find(name).build
     if norm == "batch":
         return build(num_classes, channels)
@@ -81,18 +91,39 @@ def create(name: str, num_classes: int, channels: int = 3, norm: Norm = "batch")
     return build(num_classes, channels, norm=norm)
 
 
-def default_split(name: str) -> str:
-    """Name the module at which `name` is cut where a recipe does not say.
+def default_split(name: str) -> str | None:
+    """Name the module at which `name` is cut where a recipe does not say. Raises `SettingError` if it is unknown.
 
-    Raises `SettingError` if it is unknown, and on "group.split_at" for a network of the user's own, which has none.
+    None for another library's network and for a user's own, of which nothing is known: `split.default_point` looks for
+    one.
     """
-    if own.is_own(name):
-        raise SettingError(
-            "group.split_at",
-            f"{name} is a network of your own, of which nobody knows where it is best cut: group.split_at is missing",
-            'write split_at = "..." under [group]: the first module that is each student\'s own',
-        )
-    return _find(name).split_at
+    check(name)
+    return None if external.is_external(name) or own.is_own(name) else _find(name).split_at
+
+
+def check(name: str) -> None:
+    """Raise `SettingError` on "model.architecture" with the nearest name if no architecture has this one.
+
+    Builds nothing, but imports the library whose list is asked; of a user's own network it looks at the form alone.
+    """
+    if external.is_external(name):
+        external.check(name)
+    elif own.is_own(name):
+        wrong = own.fault(name)
+        if wrong:
+            raise SettingError("model.architecture", *wrong)
+    else:
+        _find(name)
+
+
+def load_strict(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load `state` strictly, as weights that this version of `network` has written.
+
+    A plain dictionary says no version, and MNASNet's own loader then refuses it.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(versioned, strict=True)
 
 
 def _find(name: str) -> _Architecture:
@@ -100,7 +131,7 @@ def _find(name: str) -> _Architecture:
     if name not in _architectures:
         raise SettingError(
             "model.architecture",
-            f"there is no architecture {name!r}; there are {', '.join(known)}",
+            f"there is no architecture {name!r}; there are {', '.join(known)}, and {external.FORMS}",
             did_you_mean(name, known),
         )
     return _architectures[name]

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distilkit import methods
 from distilkit.data import datasets
-from distilkit.errors import UserError, did_you_mean, nearest
+from distilkit.errors import SettingError, UserError, did_you_mean, nearest
 from distilkit.methods.base import MethodOptions
-from distilkit.models import own, registry
+from distilkit.models import registry
 from distilkit.recipe.checking import validate
 from distilkit.recipe.findings import Findings
 from distilkit.recipe.sections import (
@@ -207,13 +207,15 @@ def _leader(found: Findings, students: int) -> int:
 
 
 def _check_architecture(found: Findings, key: Key, name: str) -> bool:
-    """A registered one, or what has the form of a user's own; nothing is imported to find out whether there is one."""
-    if not own.is_own(name):
+    """One of ours, of a library's list, or what has the form of a user's own, of which nothing is imported."""
+    if ":" not in name:
         return _check_known(found, key, name, "architecture", registry.names())
-    wrong = own.fault(name)
-    if wrong:
-        found.fault(key, *wrong)
-    return wrong is None
+    try:
+        registry.check(name)
+    except SettingError as error:
+        found.fault(key, error.problem, error.hint)
+        return False
+    return True
 
 
 def _variant(found: Findings, section: str) -> BaseModel | None:
@@ -251,7 +253,7 @@ def _group(found: Findings) -> BaseModel | None:
     table.setdefault("students", (options or MethodOptions).default_students)
     architecture = found.good.get(("model", "architecture"))
     if kind == "branches" and architecture in registry.names():
-        table.setdefault("split_at", registry.default_split(architecture))
+        table.setdefault("split_at", registry.default_split(str(architecture)))
     validated = validate(found, ("group",), GroupSection, table)
     if kind == "networks" and "split_at" in table:
         problem = 'group.split_at is only for kind = "branches": nothing is shared between networks'
@@ -268,6 +270,10 @@ def _own_architectures(
     key = ("group", "students")
     for name in dict.fromkeys(_architectures(found)):
         _check_architecture(found, key, name)
+    model = found.tree.get("model")
+    if isinstance(model, dict) and "pretrained" in model:
+        problem = "model.pretrained is one architecture's weights, and group.students lists several architectures"
+        found.fault(("model", "pretrained"), problem, "leave pretrained out, or set students to a number")
     if options and "networks" not in options.allowed_kinds:
         problem = f"method {method!r} has its students share a trunk, so that group.students must be a number"
         found.fault(key, f"{problem}, not {shown(table['students'])}", found.correction(key, len(table["students"])))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny
 from distilkit import methods
 from distilkit.data import datasets
 from distilkit.methods.base import MethodOptions
-from distilkit.models import registry
+from distilkit.models import external, registry
 from distilkit.models.registry import Norm
 from distilkit.outputs import GroupKind
 from distilkit.recipe.wording import Choice, Wording
@@ -82,12 +82,21 @@ class DataSection(_Section):
     )
 
 
-class ModelSection(_Section):
-    """`[model]`: the backbone, as its paper builds it."""
+Architecture = Annotated[str, Choice(registry.names, external.FORMS)]
 
-    architecture: Annotated[str, Choice(registry.names)] = Field(
+
+class ModelSection(_Section):
+    """`[model]`: the backbone, as its paper or its library builds it."""
+
+    architecture: Architecture = Field(
         description="The architecture's name, or `package.module:builder`, a [network of your own](own_network.md). "
         "Where `group.students` lists architectures it is the leader's, and may be left out.",
+    )
+    pretrained: Text | None = Field(
+        None,
+        description="Weights that every student starts from, in a `.safetensors` file or a state dict's `.pth`; "
+        "classifiers start fresh.",
+        json_schema_extra={"default": "none: all weights start fresh"},
     )
     norm: Norm = Field("batch", description="`none` builds the network without batch norm, with biases instead.")
 
@@ -124,7 +133,7 @@ class TeacherSection(_Section):
         "their logits are averaged.",
         json_schema_extra={"default": "none: `architecture` and `weights` instead"},
     )
-    architecture: Annotated[str, Choice(registry.names)] | None = Field(
+    architecture: Architecture | None = Field(
         None,
         description="Instead of a run: an architecture, whose weights are in a file.",
         json_schema_extra={"default": "none"},
@@ -281,11 +290,14 @@ class Recipe(BaseModel):
     def differences(self, other: "Recipe") -> list[str]:
         """Every key in which another recipe says something else: "train.epochs: 300 here, 100 there".
 
-        The name does not count, nor does an undecided precision.
+        The name does not count, nor does what is undecided there: a precision, a split that is yet to be found.
         """
         ours, theirs = _flat(self.model_dump()), _flat(other.model_dump())
         if theirs["train.precision"] == "auto":
             theirs["train.precision"] = ours["train.precision"]
+        same_network = ("model.architecture", "group.kind")
+        if theirs["group.split_at"] is None and all(ours[key] == theirs[key] for key in same_network):
+            theirs["group.split_at"] = ours["group.split_at"]
         keys = [key for key in {**ours, **theirs} if key != "name"]
         return [
             f"{key} was {ours.get(key, 'not set')}, now {theirs.get(key, 'not set')}"

@@ -17,9 +17,13 @@ class Wording(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Annotates a text of which only some are allowed, in a vocabulary that another room keeps."""
+    """Annotates a text of which only some are allowed, in a vocabulary that another room keeps.
+
+    `others`: forms that are allowed beside those names, in words.
+    """
 
     names: Callable[[], Sequence[str]]
+    others: str | None = None
 
 
 def describe(field: FieldInfo, value: object = None) -> str:
@@ -67,7 +71,7 @@ def _described(kind: Any, metadata: Sequence[Any], value: object) -> str:
         if isinstance(entry, Wording):
             return entry.text
         if isinstance(entry, Choice):
-            return f"one of {', '.join(entry.names())}"
+            return f"one of {', '.join(entry.names())}" + (f", or {entry.others}" if entry.others else "")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         members = [member for member in arguments if member is not type(None)]

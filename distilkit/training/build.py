@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from distilkit import methods
+from distilkit.analysis.cost import one_thread
 from distilkit.data.datasets import DataSpec
 from distilkit.errors import Fault, SettingError, UserError
 from distilkit.group import build_group
@@ -29,7 +30,8 @@ def build_learner(recipe: Recipe, spec: DataSpec) -> Learner:
     `spec.mean` and `spec.std` may be unknown (an image folder that has not been read): then the group normalises
     with neutral constants, which is good for counting only.
     """
-    with placed(recipe):
+    # Many small tensors: several threads would wait for each other, on a busy machine for a minute.
+    with placed(recipe), one_thread():
         members = methods.members(recipe.method, recipe.group.count)
         group = build_group(
             kind=recipe.group.kind,

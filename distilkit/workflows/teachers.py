@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from distilkit.errors import SettingError, UserError
 from distilkit.models import own
 from distilkit.recipe import ModelSection, Recipe, TeacherSection
-from distilkit.run import DataRecord, PrunedModel, Run, find, finished_runs, load_weights, stock_classifier
+from distilkit.run import DataRecord, PrunedModel, Run, find, finished_runs, stock_classifier
+from distilkit.training.pretrained import read_weights
 from distilkit.training.teacher import Teacher
 
 
@@ -41,7 +39,7 @@ def open_teacher(recipe: Recipe, data: DataRecord) -> Teacher | None:
         file = Path(section.weights)
         own.require_trust(section.architecture, "opening the teacher")
         try:
-            return Teacher([stock_classifier(network, data, _weights(file), file)])
+            return Teacher([stock_classifier(network, data, read_weights(file), file)])
         except SettingError as error:
             # The architecture is the teacher's here, not the student's.
             raise SettingError("teacher.architecture", error.problem, error.hint) from error
@@ -111,30 +109,3 @@ def _check_same_task(name: str, theirs: DataRecord, ours: DataRecord) -> None:
                 f"the teacher {name} was trained for other images: its {what} differ ({detail})",
                 "a teacher must have been trained on the student's data set",
             )
-
-
-def _weights(file: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` file, or of a state dict in a `.pth` file that cannot execute code."""
-    if file.suffix == ".safetensors":
-        return load_weights(file)
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(
-            f"the weights {file} are not there", "name a .safetensors file, or a state dict's .pth"
-        ) from None
-    except Exception as error:
-        # torch's unpickler refuses in many ways what could execute code, and reads damaged files in as many.
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the weights {file} cannot be read without executing what is in them: {reason}",
-            "save the state dict alone, best with safetensors.torch.save_file",
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"the weights {file} are not a state dict: names and tensors, nothing else",
-            "save the state dict alone, best with safetensors.torch.save_file",
-        )
-    return {str(name): value for name, value in state.items()}

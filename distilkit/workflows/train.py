@@ -18,7 +18,7 @@ from distilkit.analysis.learner_cost import LearnerCost, learner_cost
 from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
 from distilkit.errors import UserError
-from distilkit.group import Normalize
+from distilkit.group import BranchGroup, Normalize
 from distilkit.learner import Learner
 from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer, TrainingPlan
@@ -30,6 +30,7 @@ from distilkit.training import precision as precisions
 from distilkit.training.build import build_learner, placed
 from distilkit.training.footprint import checkpoint_bytes
 from distilkit.training.interrupt import Interrupted
+from distilkit.training.pretrained import start_from
 from distilkit.training.processes import from_main, join, lost_ones_named, make_accelerator
 from distilkit.training.teacher import Teacher
 from distilkit.training.trainer import Trainer, check_settings
@@ -48,6 +49,8 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     with placed(recipe):
         spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root), recipe.data.image_size)
     learner = build_learner(recipe, spec)
+    recipe = _with_split(recipe, learner)
+    pretrained = _start(recipe, learner, Observer())
     note = None
     try:
         with placed(recipe):
@@ -64,6 +67,8 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
         "architecture": recipe.model.architecture,
         "architectures": dict(zip(learner.group.members, recipe.architectures, strict=True)),
         "method": recipe.method.name,
+        "pretrained": pretrained,
+        "split_at": recipe.group.split_at,
         "members": list(learner.group.members),
         "leader": learner.leader,
         "ensemble": learner.method.ensemble_name,
@@ -88,6 +93,8 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
         precisions.check(recipe.train.precision, here.device)
         recipe = resolve_teacher(recipe, runs)
     learner = build_learner(recipe, spec)
+    recipe = _with_split(recipe, learner)
+    pretrained = _start(recipe, learner, observer if here.is_main_process else Observer())
     with placed(recipe):
         teacher = _teacher(recipe, spec)
     cost = _counted(learner, spec, teacher, observer)
@@ -109,6 +116,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
                 "device": _device_name(here.device),
                 "processes": here.num_processes,
                 "precision": {"used": recipe.train.precision, "probe_seconds": probe},
+                "pretrained": pretrained,
                 "state": "running",
                 **_described(recipe, learner, cost, data_record(recipe, data)),
             },
@@ -204,6 +212,14 @@ def _continue(
     with placed(run.recipe):
         precisions.check(run.recipe.train.precision, here.device)
     learner = build_learner(run.recipe, run.data.spec())
+    run.recipe = _with_split(run.recipe, learner)
+    if saved is None:
+        pretrained = _start(run.recipe, learner, observer if here.is_main_process else Observer())
+        if pretrained != run.record.get("pretrained"):
+            raise UserError(
+                f"the weights {run.recipe.model.pretrained} are not the ones that {path} began with",
+                "put the file back as it was, or train anew",
+            )
     with here.main_process_first():
         data = _load(run.recipe)
     changed = run.data.changed(data)
@@ -352,6 +368,24 @@ def _load(recipe: Recipe) -> ImageData:
             seed=recipe.train.seed,
             splits=splits,
         )
+
+
+def _with_split(recipe: Recipe, learner: Learner) -> Recipe:
+    """The recipe with the split that was found, so that the run's own recipe names it."""
+    if not isinstance(learner.group, BranchGroup):
+        return recipe
+    section = recipe.group.model_copy(update={"split_at": learner.group.split_at})
+    return recipe.model_copy(update={"group": section})
+
+
+def _start(recipe: Recipe, learner: Learner, observer: Observer) -> dict[str, Any] | None:
+    """Load the weights that a training is to start from; what run.json says of them, None where it has none."""
+    if recipe.model.pretrained is None:
+        return None
+    with placed(recipe):
+        found = start_from(learner.group, Path(recipe.model.pretrained))
+    observer.note(f"starting from {found['file']}; classifiers: {found['classifier']}")
+    return found
 
 
 def _normalise_for(learner: Learner, data: ImageData) -> None:
