@@ -139,11 +139,17 @@ def reason(path: Path | str, error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def unreadable(faults: Sequence[str], count: int) -> UserError:
+class ImagesLostError(UserError):
+    """Images that were there cannot be had any more, or cannot be read."""
+
+
+def unreadable(faults: Sequence[str], count: int) -> ImagesLostError:
     """One error for all files that cannot be read: each of `faults` is "path: reason"."""
     more = [f"and {len(faults) - NAMED_FILES} more"] if len(faults) > NAMED_FILES else []
     lines = "".join(f"\n  {line}" for line in [*faults[:NAMED_FILES], *more])
-    return UserError(f"{len(faults)} of {count} image files cannot be read:{lines}", "replace or remove these files")
+    return ImagesLostError(
+        f"{len(faults)} of {count} image files cannot be read:{lines}", "replace or remove these files"
+    )
 
 
 def framed(image: Image.Image, framing: Framing) -> Pixels:
@@ -285,7 +291,7 @@ def _leave_signals_to_the_trainer(_: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def _lost(batches: Any, error: Exception) -> UserError | None:
+def _lost(batches: Any, error: Exception) -> ImagesLostError | None:
     """The error that names a dead worker; None if none is dead."""
     codes = [code for code in (worker.exitcode for worker in getattr(batches, "_workers", ())) if code]
     if not codes and "DataLoader worker" not in str(error) and "shared memory" not in str(error).lower():
@@ -295,7 +301,7 @@ def _lost(batches: Any, error: Exception) -> UserError | None:
             {f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}" for code in codes}
         )
     )
-    return UserError(
+    return ImagesLostError(
         f"a worker process that decodes images was lost ({how or str(error).splitlines()[0]})",
         "often the memory was too small for all workers (SIGKILL), or /dev/shm was (SIGBUS): lower data.workers or "
         "train.batch_size; data.workers = 0 decodes in the training process itself",

@@ -16,6 +16,7 @@ from distilkit import __version__
 from distilkit.analysis.learner_cost import LearnerCost, learner_cost
 from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
+from distilkit.data.storage import Storage, choose, processes_here
 from distilkit.errors import UserError
 from distilkit.group import Normalize
 from distilkit.learner import Learner
@@ -40,8 +41,7 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
 
     FLOPs in the papers' convention: 2 for each multiply-add of convolutions and linear layers, one image.
     """
-    with placed(recipe):
-        spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root), recipe.data.image_size)
+    spec = _spec(recipe)
     learner = build_learner(recipe, spec)
     note = None
     try:
@@ -51,7 +51,10 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
         # A chain of recipes can be looked at before its teacher is trained; its cost is then the students' alone.
         teacher, note = None, error.faults[0].problem
     cost = learner_cost(learner, spec.channels, spec.size, teacher)
-    present, where = datasets.presence(recipe.data.dataset, Path(recipe.data.root), download=recipe.data.download)
+    root = Path(recipe.data.root)
+    present, where = datasets.presence(recipe.data.dataset, root, download=recipe.data.download)
+    storage, why = _storage(recipe, spec, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    balance = datasets.balances(recipe.data.dataset, root, spec.classes) if present else {}
     return {
         "recipe": recipe.name,
         "architecture": recipe.model.architecture,
@@ -62,7 +65,16 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
         **_costs(cost),
         "parts": {name: {"parameters": part.parameters, "flops": part.flops} for name, part in cost.parts.items()},
         "uncounted": cost.train.uncounted,
-        "data": {"dataset": spec.name, "classes": len(spec.classes), "present": present, "where": where},
+        "data": {
+            "dataset": spec.name,
+            "classes": len(spec.classes),
+            "present": present,
+            "where": where,
+            "storage": storage,
+            "storage_reason": why,
+            "balance": balance,
+            "remarks": datasets.remarks(balance),
+        },
         "teacher_missing": note,
         "epochs": recipe.train.epochs,
     }
@@ -77,8 +89,9 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     """
     here = join(device)
     # The network before the data: a wrong split point must not cost a download first.
+    spec = _spec(recipe)
+    recipe = _with_storage(recipe, spec, here, observer)
     with placed(recipe):
-        spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root), recipe.data.image_size)
         precisions.check(recipe.train.precision, here.device)
         recipe = resolve_teacher(recipe, runs)
     learner = build_learner(recipe, spec)
@@ -194,18 +207,31 @@ def _continue(
         if recipe.train.precision == "auto":
             settings = recipe.train.model_copy(update={"precision": run.recipe.train.precision})
             recipe = recipe.model_copy(update={"train": settings})
+        if recipe.data.storage == "auto":
+            recipe = _stored(recipe, run.data.storage)
         run.recipe = recipe
+    if run.recipe.data.storage == "auto":
+        # A run of before storage could be chosen: what it knew.
+        run.recipe = _stored(run.recipe, run.data.storage)
     with placed(run.recipe):
         precisions.check(run.recipe.train.precision, here.device)
     learner = build_learner(run.recipe, run.data.spec())
     with here.main_process_first():
-        data = _load(run.recipe)
+        data = _load(run.recipe, run.data)
     changed = run.data.changed(data)
     if changed:
-        raise UserError(
-            f"the images of {' and '.join(changed)} are not the ones that {path} began with",
-            "put the data back as it was, or train anew",
-        )
+        counts = {split: len(data.splits[split].labels) for split in changed}
+        if not accept_changes or any(run.data.images.get(split) != count for split, count in counts.items()):
+            raise UserError(
+                f"the images of {' and '.join(changed)} are not the ones that {path} began with",
+                "put the data back as it was, or train anew; where damaged files were replaced, one by one, add "
+                "--accept-changes",
+            )
+        observer.note(f"continuing with changed images of {' and '.join(changed)}")
+        known = {"fingerprints": {**run.data.fingerprints, **data.fingerprints}}
+        run.record["data"] = run.data.model_copy(update=known).model_dump(mode="json")
+        after = checkpoints.pointed(run.checkpoints, "last")
+        run.record["data_changes"] = [*run.record.get("data_changes", []), {"after": after, "splits": changed}]
     return _fit(run, learner, data, device, saved, changes, observer)
 
 
@@ -237,6 +263,8 @@ def _fit(
                 # Not before: a recipe that the checkpoint does not fit must not become the run's.
                 cost = learner_cost(learner, data.spec.channels, data.spec.size, teacher)
                 run.change_recipe(recipe, changes, _described(recipe, learner, cost, data_record(recipe, data)))
+            for remark in datasets.remarks(run.data.balance):
+                observer.note(remark)
             observer.training_started(_plan(run, trainer))
             if main:
                 run.update(state="running")
@@ -333,7 +361,31 @@ def _error(line: Mapping[str, Any], split: str, member: str) -> float:
     return float(line[split]["errors"][member]["top1"])
 
 
-def _load(recipe: Recipe) -> ImageData:
+def _spec(recipe: Recipe) -> datasets.DataSpec:
+    data = recipe.data
+    with placed(recipe):
+        return datasets.spec(data.dataset, Path(data.root), data.image_size, data.channels)
+
+
+def _storage(recipe: Recipe, spec: datasets.DataSpec, device: torch.device) -> tuple[Storage, str]:
+    with placed(recipe):
+        return choose(recipe.data.storage, spec, recipe.data.augment, device, processes_here())
+
+
+def _with_storage(recipe: Recipe, spec: datasets.DataSpec, here: PartialState, observer: Observer) -> Recipe:
+    """The recipe with `storage = "auto"` decided by the main process, for all and for every resumption."""
+    storage, why = from_main(_storage(recipe, spec, here.device) if here.is_main_process else None)
+    if storage == "stream":
+        observer.note(f"streaming {spec.name}: {why}")
+    return _stored(recipe, storage)
+
+
+def _stored(recipe: Recipe, storage: Storage) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"storage": storage})})
+
+
+def _load(recipe: Recipe, known: DataRecord | None = None) -> ImageData:
+    """Read the recipe's splits. `known`: what a run remembers of them, whose mean and deviation stay."""
     splits = ("train", "validation", "test") if recipe.data.validation else ("train", "test")
     with placed(recipe):
         return datasets.load(
@@ -341,9 +393,13 @@ def _load(recipe: Recipe) -> ImageData:
             Path(recipe.data.root),
             download=recipe.data.download,
             image_size=recipe.data.image_size,
+            channels=recipe.data.channels,
             validation=recipe.data.validation,
             seed=recipe.train.seed,
             splits=splits,
+            storage=recipe.data.storage,
+            workers=recipe.data.workers,
+            constants=(known.mean, known.std) if known else None,
         )
 
 
