@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -269,7 +270,7 @@ def decode_batches(framing: Framing, requests: Iterable[Request], workers: int, 
             batch = next(batches)
         except StopIteration:
             return
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, EOFError) as error:
             if lost := _lost(batches, error):
                 raise lost from error
             raise
@@ -293,8 +294,12 @@ def _leave_signals_to_the_trainer(_: int) -> None:
 
 def _lost(batches: Any, error: Exception) -> ImagesLostError | None:
     """The error that names a dead worker; None if none is dead."""
-    codes = [code for code in (worker.exitcode for worker in getattr(batches, "_workers", ())) if code]
-    if not codes and "DataLoader worker" not in str(error) and "shared memory" not in str(error).lower():
+    workers = getattr(batches, "_workers", ())
+    if gone := isinstance(error, ConnectionError | EOFError):
+        # It died while it handed a batch over, perhaps too lately to be known as dead.
+        wait([worker.sentinel for worker in workers], timeout=1)
+    codes = [code for code in (worker.exitcode for worker in workers) if code]
+    if not (codes or gone) and "DataLoader worker" not in str(error) and "shared memory" not in str(error).lower():
         return None
     how = " and ".join(
         sorted(

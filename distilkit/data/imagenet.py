@@ -67,7 +67,8 @@ class ImageNet(Plain):
         """Unpack the archives whose folders are missing, and the development kit's."""
         from torchvision.datasets import imagenet
 
-        missing = [folder for part, folder in FOLDERS.items() if part in parts and not (root / folder).is_dir()]
+        # Of both: the folders have to agree on the classes.
+        missing = [folder for folder in FOLDERS.values() if not (root / folder).is_dir()]
         for folder in missing:
             if not _archive(root, folder).is_file():
                 raise UserError(f"there is neither a folder {root / folder} nor {_archive(root, folder)}", _hint(root))

@@ -82,7 +82,7 @@ class Npz(Plain):
             file = _open(root)
         except UserError as error:
             return False, error.problem.replace("\n", " ")
-        counts = [f"{len(self._labels(file, part)):,} in {name}" for part, name in file.images.items()]
+        counts = [f"{len(self._labels(file, part)):,} in {part}" for part in file.images]
         return True, f"{file.path} (images: {', '.join(counts)})"
 
     def labels(self, root: Path) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]] | None:

@@ -37,7 +37,9 @@ def choose(wanted: Storage, spec: DataSpec, augment: str, device: torch.device, 
     Raises `SettingError` ("data.storage") where "resident" is asked for and is more than all there is.
     """
     read, held = pixel_bytes(spec, augment)
-    on_host, on_device = (read, held) if device.type == "cuda" else (read + held, 0)
+    # On a CPU only framed images are held a second time.
+    framed = held if augment in ("crop", "crop-flip") else 0
+    on_host, on_device = (read, held) if device.type == "cuda" else (read + framed, 0)
     host, memory = free_memory(), torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     needs = [("memory", on_host * processes, host), ("device memory", on_device, memory)]
     sizes = "; ".join(f"{_gigabytes(need)} of {_gigabytes(free)} free {what}" for what, need, free in needs if free)
