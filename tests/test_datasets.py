@@ -104,6 +104,32 @@ def test_digits_are_always_there():
     assert datasets.presence("digits", HERE, download=False) == (True, "embedded in scikit-learn")
 
 
+# ------------------------------------------------------------------------------------------- how classes are filled
+
+
+def test_classes_are_counted_and_what_is_notable_is_said():
+    labels = torch.tensor([0] * 30 + [1] * 20 + [2] * 19)
+    counts = datasets.balance(labels, ("cat", "dog", "eel"))
+    assert counts == {
+        "smallest": {"class": "eel", "images": 19},
+        "largest": {"class": "cat", "images": 30},
+        "empty": [],
+    }
+    said = datasets.remarks({"train": counts, "test": counts})
+    assert said == ["class imbalance: a class has from 19 (eel) to 30 (cat) train images"]
+    assert datasets.remarks({"train": datasets.balance(labels[:50], ("cat", "dog"))}) == []
+    lacking = datasets.balance(labels, ("cat", "dog", "eel", *"fghijk"))
+    assert datasets.remarks({"test": lacking}) == ["warning: no test image of classes f, g, h, i, j and 1 more"]
+
+
+def test_the_classes_of_a_folder_are_counted_without_decoding(folder):
+    (folder / "train" / "cat" / "damaged.png").write_bytes(b"")
+    found = datasets.balances("image-folder", folder, ("cat", "dog"))
+    assert found["train"]["largest"] == {"class": "cat", "images": 4}
+    assert found["test"]["smallest"]["images"] == 1
+    assert datasets.balances("digits", folder, tuple("0123456789")) == {}
+
+
 # ----------------------------------------------------------------------------------------- splits and fingerprints
 
 
