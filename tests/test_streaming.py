@@ -481,12 +481,12 @@ def test_a_streamed_training_goes_all_the_way_with_the_figures_of_a_resident_one
     assert record["data"]["fingerprints"]["train"].startswith("files:")
     assert record["data"]["balance"]["train"]["smallest"]["images"] == 12
     assert 'storage = "stream"' in (Path(run) / "recipe.toml").read_text()
-    for command in ("evaluate", "ensemble-eval", "prune-branches", "export"):
-        shown = [distilkit(command, runs[storage], "--json").json for storage in ("resident", "stream")]
-        for document in shown:
-            for key in ("run", "output", "file", "deployed"):
-                document.pop(key, None)
-        assert shown[0] == shown[1], command
+    shown = [distilkit("evaluate", runs[storage], "--json").json for storage in ("resident", "stream")]
+    assert shown[0] | {"run": ""} == shown[1] | {"run": ""}
+    pruned = distilkit("prune-branches", run, "--json")
+    assert pruned.json["max_abs_difference"] == 0
+    exported = distilkit("export", run, "--json")
+    assert (exported.json["passed"], exported.json["images_compared"]) == (True, 10)
     flat = distilkit("robustness", run, "--images", "10", "--steps", "1", "--directions", "1", "--json")
     assert flat.status == 0, flat.err
     assert flat.json["runs"][0]["images"] == {"train": 10, "test": 10}
