@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from filelock import FileLock, Timeout
@@ -67,6 +67,10 @@ class DataRecord(BaseModel):
     std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
     images: dict[str, int]
     fingerprints: dict[str, str]
+    storage: Literal["resident", "stream"] = "resident"
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
+    balance: dict[str, dict[str, Any]] = {}
+    """By split, the smallest and the largest class with their images, and the classes that have none."""
 
     @model_validator(mode="after")
     def _one_constant_for_every_channel(self) -> Self:
@@ -93,15 +97,25 @@ class DataRecord(BaseModel):
 
         Raises `UserError` when they are not there or are of other classes.
         """
+        traits = datasets.traits(self.dataset)
+        if root is not None and not traits.reads_files:
+            raise UserError(
+                f"--data {root} has no meaning here: the images of {self.dataset} are read from no folder",
+                "leave --data out",
+            )
         try:
             data = datasets.load(
                 self.dataset,
                 Path(root or self.root),
                 download=self.download,
-                image_size=self.size if self.dataset == "image-folder" else None,
+                image_size=self.size,
+                channels=self.channels if traits.channels else None,
                 validation=self.validation,
                 seed=self.seed,
                 splits=splits,
+                storage=self.storage,
+                workers=self.workers,
+                constants=(self.mean, self.std),
             )
         except UserError as error:
             where = f"if the images have moved, name their folder with --data; the model was trained on {self.root}/"
@@ -118,6 +132,21 @@ class DataRecord(BaseModel):
         """The splits whose images are not the ones that the run saw."""
         known = self.fingerprints
         return [split for split, digest in data.fingerprints.items() if split in known and known[split] != digest]
+
+    def same(self, data: datasets.ImageData, path: Path, root: str | None, observer: Observer) -> bool:
+        """Whether these are the images that the run or model at `path` knows; tells the observer where not."""
+        changed = self.changed(data)
+        if changed:
+            counts = ", ".join(
+                f"{len(data.splits[split].labels):,} {split} images instead of {self.images[split]:,}"
+                for split in changed
+                if self.images.get(split) not in (None, len(data.splits[split].labels))
+            )
+            observer.note(
+                f"warning: the {' and '.join(changed)} images in {root or self.root} are not the ones that {path} was "
+                f"trained with: the figures are of other data{f' ({counts})' if counts else ''}"
+            )
+        return not changed
 
 
 @contextmanager
@@ -144,7 +173,9 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
 def data_record(recipe: Recipe, data: datasets.ImageData) -> DataRecord:
     """What is to be remembered of the data that a recipe loaded."""
     images = {name: len(split.labels) for name, split in data.splits.items()}
-    return spec_record(recipe, data.spec).model_copy(update={"images": images, "fingerprints": data.fingerprints})
+    balance = {name: datasets.balance(split.labels, data.spec.classes) for name, split in data.splits.items()}
+    known = {"images": images, "fingerprints": data.fingerprints, "balance": balance}
+    return spec_record(recipe, data.spec).model_copy(update=known)
 
 
 def spec_record(recipe: Recipe, spec: datasets.DataSpec) -> DataRecord:
@@ -164,6 +195,8 @@ def spec_record(recipe: Recipe, spec: datasets.DataSpec) -> DataRecord:
         std=spec.std,
         images={},
         fingerprints={},
+        storage="stream" if recipe.data.storage == "stream" else "resident",
+        workers=recipe.data.workers,
     )
 
 

@@ -904,6 +904,13 @@ def test_a_folder_of_images_goes_all_the_way_to_a_checked_file(folder_run: tuple
     assert top_error(logits, labels, 1) == pytest.approx(document["top1_error"])
 
 
+def test_a_folder_for_images_that_come_from_none_is_refused(one_run: Path, tmp_path: Path, distilkit: Command):
+    for command in ("evaluate", "ensemble-eval", "robustness", "prune-branches"):
+        refused = distilkit(command, one_run, "--data", tmp_path, "--json")
+        assert refused.status == 2
+        assert f"--data {tmp_path} has no meaning here" in refused.json["error"]["message"]
+
+
 def test_images_that_have_moved_are_found_by_data(folder_run: tuple[Path, Path], tmp_path: Path, distilkit: Command):
     run, images = folder_run
     here = distilkit("evaluate", run, "--json").json

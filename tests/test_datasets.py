@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from distilkit.data import augment, datasets, image_folder
+from distilkit.data import augment, datasets
+from distilkit.data.decoding import Framing, decode
 from distilkit.errors import SettingError, UserError
 
 HERE = Path()
@@ -37,11 +38,11 @@ def test_names_and_specs_import_neither_torchvision_nor_scikit_learn():
     program = (
         "import sys, pathlib\n"
         "from distilkit.data import datasets\n"
-        "for name in ('cifar10', 'cifar100', 'digits'): datasets.spec(name, pathlib.Path())\n"
+        "for name in ('cifar10', 'cifar100', 'digits', 'svhn'): datasets.spec(name, pathlib.Path())\n"
         "print(datasets.names(), [m for m in ('torchvision', 'sklearn') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert shown.strip() == "('cifar10', 'cifar100', 'digits', 'image-folder') []"
+    assert shown.strip() == "('cifar10', 'cifar100', 'digits', 'image-folder', 'imagenet', 'npz', 'svhn') []"
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits"])
@@ -101,6 +102,32 @@ def test_the_constants_of_digits_are_those_of_its_training_images():
 
 def test_digits_are_always_there():
     assert datasets.presence("digits", HERE, download=False) == (True, "embedded in scikit-learn")
+
+
+# ------------------------------------------------------------------------------------------- how classes are filled
+
+
+def test_classes_are_counted_and_what_is_notable_is_said():
+    labels = torch.tensor([0] * 30 + [1] * 20 + [2] * 19)
+    counts = datasets.balance(labels, ("cat", "dog", "eel"))
+    assert counts == {
+        "smallest": {"class": "eel", "images": 19},
+        "largest": {"class": "cat", "images": 30},
+        "empty": [],
+    }
+    said = datasets.remarks({"train": counts, "test": counts})
+    assert said == ["class imbalance: a class has from 19 (eel) to 30 (cat) train images"]
+    assert datasets.remarks({"train": datasets.balance(labels[:50], ("cat", "dog"))}) == []
+    lacking = datasets.balance(labels, ("cat", "dog", "eel", *"fghijk"))
+    assert datasets.remarks({"test": lacking}) == ["warning: no test image of classes f, g, h, i, j and 1 more"]
+
+
+def test_the_classes_of_a_folder_are_counted_without_decoding(folder):
+    (folder / "train" / "cat" / "damaged.png").write_bytes(b"")
+    found = datasets.balances("image-folder", folder, ("cat", "dog"))
+    assert found["train"]["largest"] == {"class": "cat", "images": 4}
+    assert found["test"]["smallest"]["images"] == 1
+    assert datasets.balances("digits", folder, tuple("0123456789")) == {}
 
 
 # ----------------------------------------------------------------------------------------- splits and fingerprints
@@ -470,12 +497,12 @@ def test_larger_images_are_reduced_with_antialiasing_to_their_central_square(tmp
     checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     wide = np.full((64, 200, 3), (0, 0, 255), dtype=np.uint8)
     wide[:, 68:132] = checks[..., None]
-    decoded = image_folder.decode(write(tmp_path / "wide.png", wide), 16)
+    decoded = decode(write(tmp_path / "wide.png", wide), Framing(16, 16, 3))
     assert decoded.shape == (16, 16, 3)
     assert abs(decoded[:, 1:-1].astype(int) - 127).max() <= 3  # sampling single pixels would give 0 and 255
-    tall = image_folder.decode(write(tmp_path / "tall.png", wide.transpose(1, 0, 2)), 16)
+    tall = decode(write(tmp_path / "tall.png", wide.transpose(1, 0, 2)), Framing(16, 16, 3))
     assert np.array_equal(tall, decoded.transpose(1, 0, 2))
-    small = image_folder.decode(write(tmp_path / "small.png", np.full((5, 9, 3), 77, dtype=np.uint8)), 16)
+    small = decode(write(tmp_path / "small.png", np.full((5, 9, 3), 77, dtype=np.uint8)), Framing(16, 16, 3))
     assert (small == 77).all()
 
 
@@ -484,7 +511,7 @@ def test_images_are_turned_as_their_exif_data_says(tmp_path):
     halves[:16] = 255
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter: what is stored at the top belongs to the right
-    decoded = image_folder.decode(write(tmp_path / "turned.jpg", halves, exif=exif, quality=95), 32)
+    decoded = decode(write(tmp_path / "turned.jpg", halves, exif=exif, quality=95), Framing(32, 32, 3))
     assert decoded[:, 17:].min() > 240
     assert decoded[:, :15].max() < 15
 
@@ -518,7 +545,7 @@ def palette(transparency: int | None) -> tuple[Image.Image, dict[str, int]]:
     ],
 )
 def test_every_kind_of_pixel_becomes_rgb(tmp_path, file, image, options, expected):
-    decoded = image_folder.decode(write(tmp_path / file, image, **options), 8)
+    decoded = decode(write(tmp_path / file, image, **options), Framing(8, 8, 3))
     assert abs(decoded.astype(int) - expected).max() <= 2
 
 

@@ -495,7 +495,7 @@ def test_an_accepted_change_is_trained_and_written_down(
     (noted,) = run.record["recipe_changes"]
     assert noted["after"] == "step_8"
     assert sorted(noted["changes"]) == ["method.temperature was 3.0, now 5.0", "train.epochs was 2, now 3"]
-    assert run.recipe == tiny("method.temperature=5.0", "train.epochs=3")
+    assert run.recipe == tiny("method.temperature=5.0", "train.epochs=3", "data.storage=resident")
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,9 @@ def _show_plan(document: dict[str, Any]) -> None:
     data = document["data"]
     there = "there" if data["present"] else "not there"
     console.print_line(f"data: {data['dataset']}, {data['classes']} classes, {there}: {data['where']}")
+    console.print_line(f"storage: {data['storage']} ({data['storage_reason']})")
+    for remark in data["remarks"]:
+        console.print_line(remark)
     console.print_line("nothing was trained")
 
 

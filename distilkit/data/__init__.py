@@ -1,1 +1,2 @@
-"""Images: where they come from (`datasets`), how they wait in memory (`resident`), how they are varied (`augment`)."""
+"""Images: where they come from (`datasets`), how they wait in memory (`resident`)
+or in their files (`pictures`, `streaming`), how they are varied (`augment`)."""

@@ -66,29 +66,46 @@ def draw_crops(count: int, pad: int, mirror: bool, draws: torch.Generator) -> Te
 
 
 def draw_resized_crops(count: int, size: int, draws: torch.Generator) -> Tensor:
-    """Draw boxes of random area and shape: int64 [5, G], rows top, left, height, width (pixels), mirrored (0..1).
+    """Draw boxes of random area and shape in square images: int64 [5, G], see `place_resized_crops`."""
+    return place_resized_crops(draw_numbers(count, draws), size, size)
 
-    As torchvision's RandomResizedCrop samples them (scale (0.08, 1), ratio (3/4, 4/3)): up to ten tries at an area
-    and a log-uniform ratio whose box fits, the whole image if none does. All ten are drawn, the first that fits is
-    taken: a loop would draw for an image as often as another image failed.
+
+def draw_numbers(count: int, draws: torch.Generator) -> Tensor:
+    """Draw what `place_resized_crops` makes boxes of: float64 [2 TRIES + 3, G], uniform in [0, 1).
+
+    As many for every image, whatever its size: a loop until a box fits would draw for an image as often as another
+    image failed.
     """
-    area_draw, ratio_draw = torch.rand((2, TRIES, count), generator=draws, dtype=torch.float64)
-    top_draw, left_draw, mirror_draw = torch.rand((3, count), generator=draws, dtype=torch.float64)
-    area = size * size * (SCALE[0] + (SCALE[1] - SCALE[0]) * area_draw)
+    tries = torch.rand((2, TRIES, count), generator=draws, dtype=torch.float64).reshape(2 * TRIES, count)
+    return torch.cat([tries, torch.rand((3, count), generator=draws, dtype=torch.float64)])
+
+
+def place_resized_crops(numbers_KG: Tensor, height: int, width: int) -> Tensor:
+    """Turn `draw_numbers` into boxes in images of `height` x `width` pixels.
+
+    int64 [5, G]: rows top, left, height, width (pixels), mirrored (0..1). As torchvision's RandomResizedCrop samples
+    them (scale (0.08, 1), ratio (3/4, 4/3)): of ten tries at an area and a log-uniform ratio the first whose box
+    fits; if none does, the largest central box whose ratio is allowed, which is the whole of a square image.
+    """
+    area_draw, ratio_draw = numbers_KG[:TRIES], numbers_KG[TRIES : 2 * TRIES]
+    top_draw, left_draw, mirror_draw = numbers_KG[2 * TRIES :]
+    area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * area_draw)
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     ratio = torch.exp(low + (high - low) * ratio_draw)
-    width, height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    widths, heights = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
 
-    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.long().argmax(0, keepdim=True)
     found = fits.any(0)
-    height = torch.where(found, height.gather(0, first)[0], size)
-    width = torch.where(found, width.gather(0, first)[0], size)
+    most_height = min(height, max(1, round(width / RATIO[0])))
+    most_width = min(width, max(1, round(height * RATIO[1])))
+    heights = torch.where(found, heights.gather(0, first)[0], most_height)
+    widths = torch.where(found, widths.gather(0, first)[0], most_width)
 
-    # A uniform number in [0, 1) makes a whole one in 0..size - height.
-    top = (top_draw * (size - height + 1)).long()
-    left = (left_draw * (size - width + 1)).long()
-    return torch.stack([top, left, height, width, (mirror_draw < 0.5).long()])
+    # A uniform number in [0, 1) makes a whole one in 0..height - box.
+    top = torch.where(found, (top_draw * (height - heights + 1)).long(), (height - most_height) // 2)
+    left = torch.where(found, (left_draw * (width - widths + 1)).long(), (width - most_width) // 2)
+    return torch.stack([top, left, heights, widths, (mirror_draw < 0.5).long()])
 
 
 def resized_crops(images_NHWC: Tensor, boxes_5B: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from distilkit.data.decoding import Framing
 from distilkit.errors import SettingError
 
 
@@ -34,11 +35,25 @@ class DataSpec:
     default_augment: str
 
 
+class Images(Protocol):
+    """Images uint8 [N, C, H, W] that wait in memory (a tensor) or in their files (`streaming.StreamedImages`)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, C, H, W]."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, chosen: Any, /) -> Tensor:
+        """Those of a slice or an int64 tensor of places: uint8 [B, C, H, W] in channels-last memory, on the CPU."""
+
+
 @dataclass(frozen=True)
 class Split:
     """`images`: uint8 [N, C, H, W] in channels-last memory. `labels`: int64 [N], indices into the classes."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
 
@@ -46,8 +61,8 @@ class Split:
 class ImageData:
     """A loaded data set.
 
-    `spec`: with mean and std whenever the training images were read. `splits`: "train", "validation" (only if images
-    were held out) and "test", as asked for. `fingerprints`: of each split, see `datasets.fingerprint`.
+    `spec`: with mean and std whenever the training images were asked for. `splits`: "train", "validation" (only if
+    images were held out) and "test", as asked for. `fingerprints`: of each split, see `datasets.fingerprint`.
     """
 
     spec: DataSpec
@@ -62,24 +77,86 @@ class Pixels(NamedTuple):
     labels: np.ndarray[Any, np.dtype[np.int64]]
 
 
+class Pictures(NamedTuple):
+    """A source's images as files that have not been read.
+
+    `root`: the folder that `paths` [N] start from. `labels`: int64 [N]. `framing`: how a file becomes pixels.
+    """
+
+    root: Path
+    paths: list[str]
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+    framing: Framing
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of a kind of data set without looking for its files.
+
+    `augment`: the default, one of `augment.names()`. `image_size`: whether a recipe may choose it; `default_size`: what
+    it is then, None if only the files tell. `channels`: whether a recipe may choose grey or colour. `reads_files`:
+    whether `root` matters.
+    """
+
+    augment: str
+    image_size: bool = False
+    default_size: int | None = None
+    channels: bool = False
+    reads_files: bool = True
+
+
 class Source(Protocol):
     """Where a data set comes from. `root` is the recipe's data folder."""
 
-    def spec(self, root: Path, image_size: int | None) -> DataSpec:
+    @property
+    def traits(self) -> Traits:
+        """What is known without files."""
+
+    def spec(self, root: Path, image_size: int | None, channels: int | None) -> DataSpec:
         """Describe the set without reading images. Raises `UserError` where the files are needed and missing."""
 
     def presence(self, root: Path, *, download: bool) -> tuple[bool, str]:
         """Say whether the images are there, and in one line for people: where, or which file to put where."""
 
+    def prepare(self, root: Path, parts: Collection[str], *, download: bool) -> None:
+        """Download or unpack what `parts` need. Raises `UserError` where that fails."""
+
+    def labels(self, root: Path) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]] | None:
+        """Say the labels of "train" and "test" where that is cheap: nothing is decoded. None where it is not."""
+
+    def pictures(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pictures] | None:
+        """List the image files of `parts`; None where the images do not lie in files of their own."""
+
     def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
         """Read the images of `parts`, out of "train" and "test". Raises `UserError` that names the files at fault."""
 
 
-def require_size(name: str, size: int, image_size: int | None) -> None:
-    """Raise `SettingError` where a recipe asks a data set of one fixed size for another."""
+class Plain:
+    """What most sources answer alike."""
+
+    def prepare(self, root: Path, parts: Collection[str], *, download: bool) -> None:
+        """Do nothing: `read` does it."""
+
+    def labels(self, root: Path) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]] | None:
+        """Say nothing: the labels lie with the images."""
+        return None
+
+    def pictures(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pictures] | None:
+        """Have no files of single images."""
+        return None
+
+
+def require_size(name: str, size: int, image_size: int | None, own_channels: int, channels: int | None) -> None:
+    """Raise `SettingError` where a recipe asks a data set of one fixed form for another."""
     if image_size not in (None, size):
         raise SettingError(
             "data.image_size",
             f"the images of {name} are {size} x {size} pixels; image_size = {image_size} cannot be had",
             f"leave image_size out, or write {size}",
+        )
+    if channels not in (None, own_channels):
+        raise SettingError(
+            "data.channels",
+            f"the images of {name} have {own_channels} channel{'s' * (own_channels > 1)}; {channels} cannot be had",
+            "leave channels out",
         )

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from distilkit.data.base import DataSpec, Pixels, require_size
+from distilkit.data.base import DataSpec, Pixels, Plain, Traits, require_size
 from distilkit.errors import UserError
 
 
 @dataclass(frozen=True)
-class Cifar:
+class Cifar(Plain):
     """One of the two sets: 50,000 training and 10,000 test images of 32 x 32 pixels.
 
     `mean`, `std`: the published constants of the training images. `dataset`: torchvision's class, which knows the
@@ -29,10 +29,15 @@ class Cifar:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def spec(self, root: Path, image_size: int | None) -> DataSpec:
+    @property
+    def traits(self) -> Traits:
+        """What is known without files."""
+        return Traits("crop-flip")
+
+    def spec(self, root: Path, image_size: int | None, channels: int | None) -> DataSpec:
         """Describe the set; nothing depends on its files."""
-        require_size(self.name, 32, image_size)
-        return DataSpec(self.name, self.classes, 3, 32, 50_000, 10_000, self.mean, self.std, "crop-flip")
+        require_size(self.name, 32, image_size, 3, channels)
+        return DataSpec(self.name, self.classes, 3, 32, 50_000, 10_000, self.mean, self.std, self.traits.augment)
 
     def presence(self, root: Path, *, download: bool) -> tuple[bool, str]:
         """Look for the unpacked folder or the archive."""

@@ -6,30 +6,46 @@ set stays quick.
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distilkit.data.base import DataSpec, ImageData, Pixels, Source, Split
+from distilkit.data.base import DataSpec, ImageData, Images, Pictures, Pixels, Source, Split, Traits
 from distilkit.data.cifar import CIFAR10, CIFAR100
 from distilkit.data.digits import Digits
 from distilkit.data.image_folder import ImageFolder
+from distilkit.data.imagenet import ImageNet
+from distilkit.data.npz import Npz
+from distilkit.data.pictures import StreamedImages, evenly
+from distilkit.data.storage import free_memory
+from distilkit.data.svhn import Svhn
 from distilkit.errors import SettingError, did_you_mean
 from distilkit.randomness import generator
 
-__all__ = ["DataSpec", "ImageData", "Split", "fingerprint", "load", "names", "presence", "spec"]
+__all__ = ["DataSpec", "ImageData", "Split", "fingerprint", "load", "names", "presence", "spec", "traits"]
 
 SOURCES: dict[str, Source] = {
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
     "digits": Digits(),
     "image-folder": ImageFolder(),
+    "imagenet": ImageNet(),
+    "npz": Npz(),
+    "svhn": Svhn(),
 }
 SPLITS = ("train", "validation", "test")
+MEASURED = 10_000
+"""Mean and deviation of streamed images are computed from up to so many of them, evenly spread over the files."""
+
+NOTABLE = 1.5
+"""Class counts that differ by more than this factor are worth a word."""
+
+Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def names() -> tuple[str, ...]:
@@ -37,14 +53,20 @@ def names() -> tuple[str, ...]:
     return tuple(SOURCES)
 
 
-def spec(name: str, root: Path, image_size: int | None = None) -> DataSpec:
+def traits(name: str) -> Traits:
+    """Say what is known of a data set without looking for its files. Raises `SettingError` for an unknown name."""
+    return _source(name).traits
+
+
+def spec(name: str, root: Path, image_size: int | None = None, channels: int | None = None) -> DataSpec:
     """Say what is known of a data set without reading its images.
 
-    Only "image-folder" looks at `root`: its classes are folders there. `image_size`: pixels to a side, which only
-    "image-folder" leaves open (None: 32). Raises `SettingError` for an unknown name or another set's `image_size`,
-    `UserError` where a folder is missing.
+    "image-folder", "imagenet" and "npz" look at `root`: their classes are there. `image_size`: pixels to a side, which
+    only these leave open (None: 32, 224, the arrays' own). `channels`: 1 or 3, which only "image-folder" leaves open
+    (None: 3). Raises `SettingError` for an unknown name or what a set does not leave open, `UserError` where a
+    folder is missing.
     """
-    return _source(name).spec(root.expanduser(), image_size)
+    return _source(name).spec(root.expanduser(), image_size, channels)
 
 
 def presence(name: str, root: Path, *, download: bool) -> tuple[bool, str]:
@@ -61,9 +83,13 @@ def load(
     *,
     download: bool,
     image_size: int | None = None,
+    channels: int | None = None,
     validation: int | float = 0,
     seed: int = 0,
     splits: Collection[str] = SPLITS,
+    storage: str = "resident",
+    workers: int | None = None,
+    constants: Constants | None = None,
 ) -> ImageData:
     """Read the splits asked for; files that none of them needs are not decoded.
 
@@ -72,34 +98,85 @@ def load(
     A data set's mean and std are of all its training images, before any are held out: the published constants are
     so too, and a data set then has one normalisation whatever is held out.
 
-    Raises `SettingError` ("data.dataset", "data.image_size", "data.validation") and `UserError` where files are
-    missing or cannot be read.
+    `storage`: with "stream", images that lie in files of their own stay there (`pictures.StreamedImages`), to be
+    decoded by `workers` processes (None: one per core) when they are asked for; their mean and std are of up to
+    `MEASURED` training images. All other images are read into the host's memory. `constants`: mean and std that are
+    known from before, and not computed again.
+
+    Raises `SettingError` ("data.dataset", "data.image_size", "data.channels", "data.validation", "data.storage") and
+    `UserError` where files are missing or cannot be read.
     """
     if unknown := set(splits) - set(SPLITS):
         raise ValueError(f"no such splits: {', '.join(sorted(unknown))}")
     source, root = _source(name), root.expanduser()
-    described = source.spec(root, image_size)
-
     parts = [part for part, users in (("train", {"train", "validation"}), ("test", {"test"})) if users & set(splits)]
-    read = source.read(root, described, parts, download=download)
+    source.prepare(root, parts, download=download)
+    described = source.spec(root, image_size, channels)
+    if constants:
+        described = replace(described, mean=constants[0], std=constants[1])
 
-    pixels: dict[str, Pixels] = {}
+    read: dict[str, Pixels] | dict[str, Pictures] | None = None
+    if storage == "stream":
+        read = source.pictures(root, described, parts)
+    if read is None:
+        read = _in_memory(source, root, described, parts, download)
+    images = {part: _images(each, workers) for part, each in read.items()}
+    labels = {part: each.labels for part, each in read.items()}
+
+    wanted: dict[str, tuple[Images, np.ndarray]] = {}
     if "train" in read:
+        mask_N = held_out(labels["train"], validation, seed)
         if described.mean is None:
-            mean, std = channel_statistics(read["train"].images)
+            mean, std = _constants(images["train"])
             described = replace(described, mean=mean, std=std)
-        mask_N = held_out(read["train"].labels, validation, seed)
         if mask_N.any():
-            pixels["train"], pixels["validation"] = _take(read["train"], ~mask_N), _take(read["train"], mask_N)
+            for split, mask in (("train", ~mask_N), ("validation", mask_N)):
+                wanted[split] = _take(images["train"], mask), labels["train"][mask]
         else:
-            pixels["train"] = read["train"]
+            wanted["train"] = images["train"], labels["train"]
         described = replace(described, train_images=len(mask_N))
     if "test" in read:
-        pixels["test"] = read["test"]
-        described = replace(described, test_images=len(read["test"].labels))
+        wanted["test"] = images["test"], labels["test"]
+        described = replace(described, test_images=len(labels["test"]))
 
-    found = {split: _split(pixels[split]) for split in SPLITS if split in pixels and split in splits}
+    found = {
+        split: Split(wanted[split][0], torch.from_numpy(np.ascontiguousarray(wanted[split][1], dtype=np.int64)))
+        for split in SPLITS
+        if split in wanted and split in splits
+    }
     return ImageData(described, found, {key: fingerprint(split, described.classes) for key, split in found.items()})
+
+
+def balance(labels: Tensor | np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Count the images of each class: the smallest and the largest class, and all that have no image."""
+    counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(classes))
+    ends = {"smallest": int(counts.argmin()), "largest": int(counts.argmax())}
+    return {
+        **{end: {"class": classes[place], "images": int(counts[place])} for end, place in ends.items()},
+        "empty": [classes[place] for place in np.flatnonzero(counts == 0).tolist()],
+    }
+
+
+def balances(name: str, root: Path, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Count the images of each class before any is read; empty where only reading them would tell."""
+    labels = _source(name).labels(root.expanduser()) or {}
+    return {part: balance(each, classes) for part, each in labels.items()}
+
+
+def remarks(balanced: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say in a line each what a person should know of how the classes are filled."""
+    said = []
+    for split, counts in balanced.items():
+        small, large = counts["smallest"], counts["largest"]
+        if counts["empty"]:
+            more = f" and {len(counts['empty']) - 5} more" if len(counts["empty"]) > 5 else ""
+            said.append(f"warning: no {split} image of {_kind(counts['empty'][:5])}{more}")
+        elif split != "test" and large["images"] > NOTABLE * small["images"]:
+            said.append(
+                f"class imbalance: a class has from {small['images']:,} ({small['class']}) to {large['images']:,} "
+                f"({large['class']}) {split} images"
+            )
+    return said
 
 
 def held_out(labels_N: np.ndarray, validation: int | float, seed: int) -> np.ndarray:
@@ -136,16 +213,29 @@ def held_out(labels_N: np.ndarray, validation: int | float, seed: int) -> np.nda
     return mask_N
 
 
-def channel_statistics(images_NHWC: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images_NHWC: np.ndarray) -> Constants:
     """Compute the mean and standard deviation per channel of uint8 images taken as [0, 1], rounded to 6 digits.
 
     Rounded, so that a recipe, a model card and an exported file carry the very numbers that trained the model. Summed
     over the 256 levels' counts in float64. A constant channel gets deviation 1: it has no scale to divide by.
     """
+    return _statistics(_level_counts(images_NHWC))
+
+
+def _level_counts(images_NHWC: np.ndarray) -> np.ndarray:
+    """Count the pixels of each level: int64 [C, 256]."""
+    counts = np.zeros((images_NHWC.shape[-1], 256), dtype=np.int64)
+    for start in range(0, len(images_NHWC), 1024):  # NumPy counts integers of 8 bytes
+        run = images_NHWC[start : start + 1024]
+        for channel in range(run.shape[-1]):
+            counts[channel] += np.bincount(run[..., channel].ravel(), minlength=256)
+    return counts
+
+
+def _statistics(counts_CL: np.ndarray) -> Constants:
     levels = np.arange(256) / 255
     means, stds = [], []
-    for channel in range(images_NHWC.shape[-1]):
-        counts = np.bincount(images_NHWC[..., channel].ravel(), minlength=256).astype(np.float64)
+    for counts in counts_CL.astype(np.float64):
         mean = float(counts @ levels / counts.sum())
         variance = float(counts @ np.square(levels - mean) / counts.sum())
         means.append(round(mean, 6))
@@ -153,12 +243,26 @@ def channel_statistics(images_NHWC: np.ndarray) -> tuple[tuple[float, ...], tupl
     return tuple(means), tuple(stds)
 
 
+def _constants(images: Images) -> Constants:
+    if isinstance(images, Tensor):
+        return channel_statistics(images.permute(0, 2, 3, 1).numpy())
+    assert isinstance(images, StreamedImages)
+    places = torch.tensor(evenly(len(images), MEASURED))
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for batch in images.batches(torch.split(places, 256)):
+        counts += _level_counts(batch.permute(0, 2, 3, 1).numpy())
+    return _statistics(counts)
+
+
 def fingerprint(split: Split, classes: Collection[str]) -> str:
     """Hash (SHA-256, as hex) what a split means: shape, class names, pixels, labels.
 
     Pixels count in NCHW order and labels as little-endian int64, whatever the memory format and the machine. Two
-    decoders that disagree about a JPEG file give two fingerprints, rightly.
+    decoders that disagree about a JPEG file give two fingerprints, rightly. Of images that wait in their files it is
+    another one, see `StreamedImages.fingerprint`.
     """
+    if isinstance(split.images, StreamedImages):
+        return split.images.fingerprint(classes)
     digest = hashlib.sha256(json.dumps({"shape": list(split.images.shape), "classes": list(classes)}).encode())
     for start in range(0, len(split.images), 4096):  # a copy of the whole set in NCHW order would double the memory
         digest.update(split.images[start : start + 4096].contiguous().numpy().data)
@@ -182,11 +286,36 @@ def _validation_error(problem: str, count: int) -> SettingError:
     )
 
 
-def _take(pixels: Pixels, mask_N: np.ndarray) -> Pixels:
-    return Pixels(pixels.images[mask_N], pixels.labels[mask_N])
+def _in_memory(
+    source: Source, root: Path, described: DataSpec, parts: Collection[str], download: bool
+) -> dict[str, Pixels]:
+    counts = {"train": described.train_images, "test": described.test_images}
+    need, free = sum(counts[part] or 0 for part in parts) * described.size**2 * described.channels, free_memory()
+    problem = f"the pixels of {described.name} take {need / 1e9:.1f} GB as {described.size} x {described.size} images"
+    hint = "a smaller image_size"
+    if isinstance(source, ImageFolder | ImageNet):
+        hint += ', or storage = "stream" under [data], which leaves them in their files'
+    if free is not None and need > free:
+        raise SettingError("data.storage", f"{problem}, more than the {free / 1e9:.1f} GB of free memory", hint)
+    try:
+        return source.read(root, described, parts, download=download)
+    except MemoryError as error:
+        raise SettingError("data.storage", f"{problem}, more than the memory gives", hint) from error
 
 
-def _split(pixels: Pixels) -> Split:
+def _images(each: Pixels | Pictures, workers: int | None) -> Images:
+    if isinstance(each, Pictures):
+        return StreamedImages(each, workers)
     # Channels-last memory is NHWC seen as NCHW: nothing is copied.
-    images: Tensor = torch.from_numpy(np.ascontiguousarray(pixels.images)).permute(0, 3, 1, 2)
-    return Split(images, torch.from_numpy(np.ascontiguousarray(pixels.labels, dtype=np.int64)))
+    return torch.from_numpy(np.ascontiguousarray(each.images)).permute(0, 3, 1, 2)
+
+
+def _take(images: Images, mask_N: np.ndarray) -> Images:
+    if isinstance(images, StreamedImages):
+        return images.take(mask_N)
+    # Of the memory's order, so that channels last stays what it is.
+    return images[:].permute(0, 2, 3, 1)[torch.from_numpy(mask_N)].permute(0, 3, 1, 2)
+
+
+def _kind(names: Sequence[str]) -> str:
+    return f"class{'es' if len(names) > 1 else ''} {', '.join(names)}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distilkit.data.base import DataSpec, Pixels, require_size
+from distilkit.data.base import DataSpec, Pixels, Plain, Traits, require_size
 
 TRAIN_IMAGES = 1297
 TEST_IMAGES = 500
@@ -13,7 +13,7 @@ TEST_IMAGES = 500
 MEAN, STD = 0.305940, 0.375377
 
 
-class Digits:
+class Digits(Plain):
     """The 1,797 test images of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998).
 
     Grey, 8 x 8 pixels, 17 levels: level v of 0..16 is stored as v * 255 / 16, rounded to even.
@@ -25,11 +25,13 @@ class Digits:
     of a shuffled split of the same images.
     """
 
-    def spec(self, root: Path, image_size: int | None) -> DataSpec:
+    traits = Traits("crop", reads_files=False)
+
+    def spec(self, root: Path, image_size: int | None, channels: int | None) -> DataSpec:
         """Describe the set; nothing depends on files. It is shifted only: a mirrored digit is another sign."""
-        require_size("digits", 8, image_size)
+        require_size("digits", 8, image_size, 1, channels)
         classes = tuple("0123456789")
-        return DataSpec("digits", classes, 1, 8, TRAIN_IMAGES, TEST_IMAGES, (MEAN,), (STD,), "crop")
+        return DataSpec("digits", classes, 1, 8, TRAIN_IMAGES, TEST_IMAGES, (MEAN,), (STD,), self.traits.augment)
 
     def presence(self, root: Path, *, download: bool) -> tuple[bool, str]:
         """Say that they are always there."""

@@ -8,29 +8,20 @@ Shape suffixes: G images of a global batch, B images of this process, C channels
 """
 
 import math
-from typing import Protocol
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from distilkit.data import rand_augment as rand_augmentation
 from distilkit.data.base import DataSpec
+from distilkit.data.resident import TrainingSource
 from distilkit.randomness import generator, seeded
 
 # The settings of torchvision's RandomErasing, which are those of Zhong et al. 2020.
 ERASED_SHARE = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
 TRIES = 10
-
-
-class TrainingSource(Protocol):
-    """Where batches of training images come from."""
-
-    def __len__(self) -> int:
-        """Number of training images."""
-
-    def batch(self, indices: Tensor, step: int, part: slice | Tensor = ...) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B, C, H, W] and labels int64 [B] of the positions `part` of a global batch `indices`."""
 
 
 class VariedImages:
@@ -80,6 +71,24 @@ class VariedImages:
     def __len__(self) -> int:
         return len(self._source)
 
+    def upcoming(self, steps: Iterable[tuple[int, Tensor, slice]]) -> None:
+        """Announce (step, indices, part) of the batches that will be asked for, in order."""
+        self._source.upcoming((step, indices, self._positions(len(indices), part)[0]) for step, indices, part in steps)
+
+    def close(self) -> None:
+        """Let go of what was announced."""
+        self._source.close()
+
+    def _positions(self, count: int, part: slice) -> tuple[Tensor, int]:
+        """The positions that a part of a global batch needs of the source, and how many of them are left out at last.
+
+        Every image needs the one before it. The operators roll the batch by one, which brings the last image to the
+        first place: in a whole batch that is right, a part begins with an image that is then left out.
+        """
+        first, last, _ = part.indices(count)
+        ahead = int(self._mixes and last - first < count)
+        return torch.arange(first - ahead, last) % count, ahead
+
     def batch(self, indices: Tensor, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Make the images of global step `step`, or this process's part of them, adjacent positions of the batch.
 
@@ -88,11 +97,7 @@ class VariedImages:
         [B, C], otherwise int64 [B].
         """
         count = len(indices)
-        first, last, _ = part.indices(count)
-        # Every image needs the one before it. The operators roll the batch by one, which brings the last image to the
-        # first place: in a whole batch that is right, a part begins with an image that is then left out.
-        ahead = int(self._mixes and last - first < count)
-        positions_B = torch.arange(first - ahead, last) % count
+        positions_B, ahead = self._positions(count, part)
         images, labels = self._source.batch(indices, step, positions_B)
         if self._operations:
             drawn_NG = rand_augmentation.draw(count, self._operations, generator(self._seed, "rand-augment", step))

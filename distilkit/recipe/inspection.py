@@ -3,7 +3,6 @@
 import itertools
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -127,16 +126,23 @@ def _data(found: Findings) -> BaseModel | None:
         return None
     name = table.get("dataset")
     known = isinstance(name, str) and _check_known(found, ("data", "dataset"), name, "data set", datasets.names())
-    augment = "crop-flip"
-    if name == "image-folder":
-        table.setdefault("image_size", 32)
-    elif isinstance(name, str) and known:
-        # An image folder's specification would need its files.
-        augment = datasets.spec(name, Path("data")).default_augment
-        if "image_size" in table:
-            problem = f"data.image_size is only for 'image-folder'; the images of {name!r} have a size of their own"
-            found.fault(("data", "image_size"), problem, "leave image_size out")
-    table.setdefault("augment", augment)
+    if isinstance(name, str) and known:
+        traits = datasets.traits(name)
+        table.setdefault("augment", traits.augment)
+        if traits.image_size and traits.default_size:
+            table.setdefault("image_size", traits.default_size)
+        if traits.channels:
+            table.setdefault("channels", 3)
+        for key, chosen, own in (
+            ("image_size", traits.image_size, "size"),
+            ("channels", traits.channels, "number of channels"),
+        ):
+            if key in table and not chosen:
+                sets = ", ".join(repr(other) for other in datasets.names() if getattr(datasets.traits(other), key))
+                problem = f"data.{key} is only for {sets}; the images of {name!r} have a {own} of their own"
+                found.fault(("data", key), problem, f"leave {key} out")
+    else:
+        table.setdefault("augment", "crop-flip")
     _magnitude(found, table)
     section = validate(found, ("data",), DataSection, table)
     return section if known else None

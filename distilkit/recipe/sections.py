@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny
 
 from distilkit import methods
 from distilkit.data import datasets
+from distilkit.data.decoding import MOST_WORKERS
 from distilkit.methods.base import MethodOptions
 from distilkit.models import external, registry
 from distilkit.models.registry import Norm
@@ -50,8 +51,14 @@ class DataSection(_Section):
     download: bool = Field(True, description="Fetch the data set's files if they are missing.")
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
         None,
-        description="Height and width in pixels to which images are brought; only for `image-folder`.",
-        json_schema_extra={"default": "32 for image-folder"},
+        description="Height and width in pixels to which images are brought; only for `image-folder`, `imagenet` and "
+        "`npz`.",
+        json_schema_extra={"default": "32 for image-folder, 224 for imagenet, the arrays' own for npz"},
+    )
+    channels: Literal[1, 3] | None = Field(
+        None,
+        description="1 reads images as grey, 3 in colour; only for `image-folder`.",
+        json_schema_extra={"default": "3 for image-folder"},
     )
     validation: Epochs = Field(0, description="Held out of the training images: how many, or which fraction of them.")
     augment: Literal["none", "crop", "crop-flip", "random-resized-crop"] = Field(
@@ -79,6 +86,17 @@ class DataSection(_Section):
         0.0,
         description="Put a rectangle of another image into each, and into its label what that covers; the area follows "
         "Beta(cutmix, cutmix); 0: not. With `mixup` too, each batch draws one of the two.",
+    )
+    storage: Literal["auto", "resident", "stream"] = Field(
+        "auto",
+        description="Pixels in memory, or streamed: decoded again every epoch from the image files of `image-folder` "
+        "and `imagenet`, kept in the host's memory for all others. `auto` decides once: resident where they take up "
+        "to half of the free memory.",
+    )
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = Field(
+        None,
+        description="Processes that decode streamed images ahead; 0: the training process itself, when it needs them.",
+        json_schema_extra={"default": f"one per core, at most {MOST_WORKERS}"},
     )
 
 
@@ -290,11 +308,12 @@ class Recipe(BaseModel):
     def differences(self, other: "Recipe") -> list[str]:
         """Every key in which another recipe says something else: "train.epochs: 300 here, 100 there".
 
-        The name does not count, nor does what is undecided there: a precision, a split that is yet to be found.
+        The name does not count, nor does what is undecided there: a precision, a storage, a split yet to find.
         """
         ours, theirs = _flat(self.model_dump()), _flat(other.model_dump())
-        if theirs["train.precision"] == "auto":
-            theirs["train.precision"] = ours["train.precision"]
+        for key in ("train.precision", "data.storage"):
+            if theirs[key] == "auto":
+                theirs[key] = ours[key]
         same_network = ("model.architecture", "group.kind")
         if theirs["group.split_at"] is None and all(ours[key] == theirs[key] for key in same_network):
             theirs["group.split_at"] = ours["group.split_at"]

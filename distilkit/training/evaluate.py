@@ -9,6 +9,7 @@ from torch import Tensor
 from distilkit.analysis.diversity import distances
 from distilkit.analysis.metrics import errors
 from distilkit.data.datasets import Split
+from distilkit.data.resident import evaluation_batches
 from distilkit.learner import Learner
 
 BATCH_SIZE = 250
@@ -34,10 +35,9 @@ def evaluate_members(learner: Learner, split: Split, accelerator: Accelerator) -
     weights: dict[str, Tensor] = {}
     starts = range(0, len(split.labels), BATCH_SIZE)
     # A process without a batch of its own looks at the first one, to know which weights there are; it counts nothing.
-    for start in starts[rank::world] or starts[:1]:
-        images = split.images[start : start + BATCH_SIZE].to(device)
-        labels = split.labels[start : start + BATCH_SIZE].to(device)
-        counts = float(start in starts[rank::world])
+    counts = float(rank < len(starts))
+    share = slice(rank, None, world) if counts else slice(1)
+    for images, labels in evaluation_batches(split, BATCH_SIZE, device, share):
         outputs = learner.group(images)
         logits = outputs.logits_SBC
         if method.ensemble_name:

@@ -8,7 +8,7 @@ and the optimizer, so a run that was cut off continues from its checkpoint as if
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distilkit.analysis.diversity import distances
 from distilkit.data.datasets import DataSpec, ImageData
-from distilkit.data.resident import TrainingImages, epoch_order
+from distilkit.data.decoding import ImagesLostError
+from distilkit.data.resident import TrainingSource, epoch_order
+from distilkit.data.streaming import training_source
 from distilkit.data.variation import VariedImages
 from distilkit.errors import SettingError, UserError
 from distilkit.learner import Learner
@@ -162,7 +164,9 @@ class Trainer:
         # Channels last is how the convolutions of CPUs and tensor cores read memory: 1.2 to 1.5 x on two Zen 5 cores.
         self.learner = learner.to(device).to(memory_format=torch.channels_last)
         self.average = _moving_average(self.learner, settings.ema) if settings.ema else None
-        source = TrainingImages(data.splits["train"], augment=recipe.data.augment, seed=seed, device=device)
+        source = training_source(
+            data.splits["train"], recipe.data.storage, augment=recipe.data.augment, seed=seed, device=device
+        )
         self.images = _varied(source, recipe.data, data.spec, seed, device)
         self.bounds = batch_bounds(len(self.images), settings.batch_size, accelerator.num_processes)
         self.plain_optimizer = make_optimizer(recipe.optimizer, self.learner)
@@ -197,6 +201,7 @@ class Trainer:
             log.keep_until(self.folder / METRICS, first_epoch)
         with log.writing(self.folder / TRACKER):
             self.accelerator.init_trackers(TRACKER, init_kwargs={TRACKER: {"purge_step": first_epoch + 1}})
+        self.images.upcoming(self._upcoming(self.progress.step))
         try:
             with (
                 stop_requests() as stop,
@@ -207,10 +212,24 @@ class Trainer:
                 for epoch in range(first_epoch, settings.epochs):
                     self._epoch(epoch, stop)
         finally:
+            self.images.close()
             for tracker in self.accelerator.trackers:
                 # Every epoch's figures were flushed when they were logged, and that failed loudly.
                 with contextlib.suppress(OSError):
                     tracker.finish()
+
+    def _upcoming(self, start: int) -> Iterator[tuple[int, Tensor, slice]]:
+        """Every step from `start` on, with its global batch and this process's share of it."""
+        for epoch in range(start // self.steps_per_epoch, self.recipe.train.epochs):
+            order = epoch_order(self.recipe.train.seed, epoch, len(self.images))
+            for step, (first, last) in enumerate(self.bounds, epoch * self.steps_per_epoch):
+                if step >= start:
+                    yield step, order[first:last], slice(*self._share(last - first))
+
+    def _share(self, count: int) -> tuple[int, int]:
+        """Where this process's part of a global batch of `count` images starts and ends."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return rank * count // world, (rank + 1) * count // world
 
     def _epoch(self, epoch: int, stop: StopRequest) -> None:
         recipe, per_epoch = self.recipe.train, self.steps_per_epoch
@@ -220,7 +239,10 @@ class Trainer:
         self.wrapped.train()
         for step in range(self.progress.step, (epoch + 1) * per_epoch):
             first, last = self.bounds[step % per_epoch]
-            self._step(step, order[first:last], ramp)
+            try:
+                self._step(step, order[first:last], ramp)
+            except ImagesLostError as error:
+                raise self._without_images(error, epoch, step, stop) from error
             self.progress.step = step + 1
             # After an epoch's last step its line has to be written first, or a resumed run would never write it.
             unfinished = self.progress.step < (epoch + 1) * per_epoch
@@ -255,10 +277,20 @@ class Trainer:
         if signum and epoch + 1 < recipe.epochs:
             raise Interrupted(signum, self.save(), self.folder)
 
+    def _without_images(self, error: ImagesLostError, epoch: int, step: int, stop: StopRequest) -> Exception:
+        """What to raise where images cannot be had: nothing of this step is done yet, so what was done is saved."""
+        hint = f"{error.hint}; continue with: distilkit train --resume {self.folder}"
+        if self.accelerator.num_processes == 1 and step:
+            self._look(epoch, step % self.steps_per_epoch)
+            saved = self.save()
+            if stop.signum:  # Sent to the whole process group, it has ended the workers' server as well.
+                return Interrupted(stop.signum, saved, self.folder)
+        return UserError(error.problem, hint)
+
     def _step(self, step: int, indices: Tensor, ramp: float) -> None:
         recipe, accelerator = self.recipe, self.accelerator
         rank, world, count = accelerator.process_index, accelerator.num_processes, len(indices)
-        first, last = rank * count // world, (rank + 1) * count // world
+        first, last = self._share(count)
         # A last, smaller batch is not cut finer than batch norm can bear; and as many times on every process.
         parts = max(1, min(recipe.train.accumulation, count // world // 2))
         torch.manual_seed(derive_seed(recipe.train.seed, f"step-{rank}", step))  # For dropout inside the model.
@@ -478,8 +510,8 @@ class Trainer:
 
 
 def _varied(
-    source: TrainingImages, section: DataSection, spec: DataSpec, seed: int, device: torch.device
-) -> TrainingImages | VariedImages:
+    source: TrainingSource, section: DataSection, spec: DataSpec, seed: int, device: torch.device
+) -> TrainingSource | VariedImages:
     """The source with what the recipe does to its images after the crop; the source itself where that is nothing."""
     if not (section.rand_augment or section.random_erasing or section.mixup or section.cutmix):
         return source

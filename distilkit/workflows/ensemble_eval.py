@@ -50,8 +50,7 @@ def ensemble_eval(
     data = _shared_data(found, split)
     require_split(data, split, found[0].path)
     images = data.load((split,), data_root)
-    if data.changed(images):
-        observer.note(f"these {split} images are not the ones that the training saw")
+    same = [run.data.same(images, run.path, data_root, observer) for run in found]
     seen = _Images(images.splits[split], torch.device(choose_device(device)), observer)
     if len(found) > 1:
         members = _of_several_runs(found, checkpoint, seen)
@@ -73,6 +72,7 @@ def ensemble_eval(
     return {
         "run": str(found[0].path) if len(found) == 1 else [str(run.path) for run in found],
         "split": split,
+        "same_data": all(same),
         "images": len(labels),
         "members": evaluated,
         "peers": list(members.peers),

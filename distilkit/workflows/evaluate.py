@@ -35,16 +35,14 @@ def evaluate(
     found, model = open_model(path, runs, member=member, checkpoint=checkpoint)
     require_split(model.data, split, found.path)
     data = model.data.load((split,), data_root)
-    changed = model.data.changed(data)
-    if changed:
-        observer.note(f"these {split} images are not the ones that the training saw")
+    same = model.data.same(data, found.path, data_root, observer)
     logits = predict(model.classifier, data.splits[split], device, observer)
     figures = evaluate_logits(logits, data.splits[split].labels)
     return {
         "run": str(found.path),
         "member": model.member,
         "split": split,
-        "same_data": not changed,
+        "same_data": same,
         "images": figures.images,
         "top1_error": figures.top1_error,
         "top5_error": figures.top5_error,

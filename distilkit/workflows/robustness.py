@@ -104,8 +104,7 @@ def _measured(
 ) -> dict[str, Any]:
     where = torch.device(choose_device(device))
     data = model.data.load(SPLITS if settings.parameters else ("test",), data_root)
-    if changed := model.data.changed(data):
-        observer.note(f"the images of {' and '.join(changed)} are not the ones that {model.path} was trained with")
+    same = model.data.same(data, model.path, data_root, observer)
     chosen = {name: _some(split, settings) for name, split in data.splits.items()}
     classifier = model.classifier.to(where).eval()
     parameters = [p.detach().float().norm() for p in classifier.parameters() if p.requires_grad]
@@ -113,6 +112,7 @@ def _measured(
         "run": str(model.path),
         "member": model.member,
         "method": model.method,
+        "same_data": same,
         "images": {name: len(split.labels) for name, split in chosen.items()},
         "parameter_norm": float(torch.stack(parameters).norm()),
     }

@@ -17,6 +17,7 @@ from distilkit.analysis.cost import named_uses
 from distilkit.analysis.learner_cost import LearnerCost, learner_cost
 from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
+from distilkit.data.storage import Storage, choose, processes_here
 from distilkit.errors import UserError
 from distilkit.group import BranchGroup, Normalize
 from distilkit.learner import Learner
@@ -46,8 +47,7 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     the numbers that these put out for it. Bytes: weights and buffers as safetensors files; `checkpoint` with the
     optimizer's state.
     """
-    with placed(recipe):
-        spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root), recipe.data.image_size)
+    spec = _spec(recipe)
     learner = build_learner(recipe, spec)
     recipe = _with_split(recipe, learner)
     pretrained = _start(recipe, learner, Observer())
@@ -61,7 +61,10 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
         # A chain of recipes can be looked at before its teacher is trained; its cost is then the students' alone.
         teacher, note = None, error.faults[0].problem
     cost = learner_cost(learner, spec.channels, spec.size, teacher)
-    present, where = datasets.presence(recipe.data.dataset, Path(recipe.data.root), download=recipe.data.download)
+    root = Path(recipe.data.root)
+    present, where = datasets.presence(recipe.data.dataset, root, download=recipe.data.download)
+    storage, why = _storage(recipe, spec, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    balance = datasets.balances(recipe.data.dataset, root, spec.classes) if present else {}
     return {
         "recipe": recipe.name,
         "architecture": recipe.model.architecture,
@@ -73,7 +76,16 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
         "leader": learner.leader,
         "ensemble": learner.method.ensemble_name,
         **_costs(recipe, learner, cost),
-        "data": {"dataset": spec.name, "classes": len(spec.classes), "present": present, "where": where},
+        "data": {
+            "dataset": spec.name,
+            "classes": len(spec.classes),
+            "present": present,
+            "where": where,
+            "storage": storage,
+            "storage_reason": why,
+            "balance": balance,
+            "remarks": datasets.remarks(balance),
+        },
         "teacher_missing": note,
         "epochs": recipe.train.epochs,
     }
@@ -88,8 +100,9 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     """
     here = join(device)
     # The network before the data: a wrong split point must not cost a download first.
+    spec = _spec(recipe)
+    recipe = _with_storage(recipe, spec, here, observer)
     with placed(recipe):
-        spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root), recipe.data.image_size)
         precisions.check(recipe.train.precision, here.device)
         recipe = resolve_teacher(recipe, runs)
     learner = build_learner(recipe, spec)
@@ -208,7 +221,12 @@ def _continue(
         if recipe.train.precision == "auto":
             settings = recipe.train.model_copy(update={"precision": run.recipe.train.precision})
             recipe = recipe.model_copy(update={"train": settings})
+        if recipe.data.storage == "auto":
+            recipe = _stored(recipe, run.data.storage)
         run.recipe = recipe
+    if run.recipe.data.storage == "auto":
+        # A run of before storage could be chosen: what it knew.
+        run.recipe = _stored(run.recipe, run.data.storage)
     with placed(run.recipe):
         precisions.check(run.recipe.train.precision, here.device)
     learner = build_learner(run.recipe, run.data.spec())
@@ -221,13 +239,21 @@ def _continue(
                 "put the file back as it was, or train anew",
             )
     with here.main_process_first():
-        data = _load(run.recipe)
+        data = _load(run.recipe, run.data)
     changed = run.data.changed(data)
     if changed:
-        raise UserError(
-            f"the images of {' and '.join(changed)} are not the ones that {path} began with",
-            "put the data back as it was, or train anew",
-        )
+        counts = {split: len(data.splits[split].labels) for split in changed}
+        if not accept_changes or any(run.data.images.get(split) != count for split, count in counts.items()):
+            raise UserError(
+                f"the images of {' and '.join(changed)} are not the ones that {path} began with",
+                "put the data back as it was, or train anew; where damaged files were replaced, one by one, add "
+                "--accept-changes",
+            )
+        observer.note(f"continuing with changed images of {' and '.join(changed)}")
+        known = {"fingerprints": {**run.data.fingerprints, **data.fingerprints}}
+        run.record["data"] = run.data.model_copy(update=known).model_dump(mode="json")
+        after = checkpoints.pointed(run.checkpoints, "last")
+        run.record["data_changes"] = [*run.record.get("data_changes", []), {"after": after, "splits": changed}]
     return _fit(run, learner, data, device, saved, changes, observer)
 
 
@@ -259,6 +285,8 @@ def _fit(
                 # Not before: a recipe that the checkpoint does not fit must not become the run's.
                 cost = _counted(learner, data.spec, teacher, observer)
                 run.change_recipe(recipe, changes, _described(recipe, learner, cost, data_record(recipe, data)))
+            for remark in datasets.remarks(run.data.balance):
+                observer.note(remark)
             observer.training_started(_plan(run, trainer))
             if main:
                 run.update(state="running")
@@ -356,7 +384,31 @@ def _error(line: Mapping[str, Any], split: str, member: str) -> float:
     return float(line[split]["errors"][member]["top1"])
 
 
-def _load(recipe: Recipe) -> ImageData:
+def _spec(recipe: Recipe) -> datasets.DataSpec:
+    data = recipe.data
+    with placed(recipe):
+        return datasets.spec(data.dataset, Path(data.root), data.image_size, data.channels)
+
+
+def _storage(recipe: Recipe, spec: datasets.DataSpec, device: torch.device) -> tuple[Storage, str]:
+    with placed(recipe):
+        return choose(recipe.data.storage, spec, recipe.data.augment, device, processes_here())
+
+
+def _with_storage(recipe: Recipe, spec: datasets.DataSpec, here: PartialState, observer: Observer) -> Recipe:
+    """The recipe with `storage = "auto"` decided by the main process, for all and for every resumption."""
+    storage, why = from_main(_storage(recipe, spec, here.device) if here.is_main_process else None)
+    if storage == "stream":
+        observer.note(f"streaming {spec.name}: {why}")
+    return _stored(recipe, storage)
+
+
+def _stored(recipe: Recipe, storage: Storage) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"storage": storage})})
+
+
+def _load(recipe: Recipe, known: DataRecord | None = None) -> ImageData:
+    """Read the recipe's splits. `known`: what a run remembers of them, whose mean and deviation stay."""
     splits = ("train", "validation", "test") if recipe.data.validation else ("train", "test")
     with placed(recipe):
         return datasets.load(
@@ -364,9 +416,13 @@ def _load(recipe: Recipe) -> ImageData:
             Path(recipe.data.root),
             download=recipe.data.download,
             image_size=recipe.data.image_size,
+            channels=recipe.data.channels,
             validation=recipe.data.validation,
             seed=recipe.train.seed,
             splits=splits,
+            storage=recipe.data.storage,
+            workers=recipe.data.workers,
+            constants=(known.mean, known.std) if known else None,
         )
 
 
