@@ -55,19 +55,12 @@ def _dataset(name: str) -> str:
     return folder.name
 
 
-# A recipe of a data set that this version does not have cannot be loaded.
-LOADABLE = [name for name in NAMES if _dataset(name) in datasets.names()]
-
-
 def _each(names: Iterable[str], sample: Iterable[str] | None = None) -> list[Any]:
     """Parameters for a test of these recipes, `make test` having those of `sample` (None: all) alone."""
     chosen = None if sample is None else set(sample)
     parameters = []
     for name in names:
         marks = [] if chosen is None or name in chosen else [pytest.mark.long]
-        missing = name not in LOADABLE
-        if missing:
-            marks.append(pytest.mark.skip(reason=f"there is no data set {_dataset(name)!r}"))
         parameters.append(pytest.param(name, marks=marks))
     return parameters
 
@@ -91,7 +84,7 @@ def test_no_two_recipes_have_one_name_whatever_their_folder() -> None:
 
 def test_recipes_lie_in_the_folder_of_their_data_set_and_say_so_in_their_names() -> None:
     assert {FILES[name].parent.name for name in NAMES} == {"recipes", "cifar10", "cifar100", "svhn", "imagenet"}
-    for name in LOADABLE:
+    for name in NAMES:
         assert load(name).data.dataset == _dataset(name), name
     for name in NAMES:
         suffix = "" if _dataset(name) in ("digits", "cifar100") else f"_{_dataset(name)}"
@@ -240,14 +233,14 @@ def test_one_training_under_two_names_is_the_same() -> None:
 
 
 def test_one_keeps_its_authors_target_in_its_own_tables_and_okddips_in_theirs() -> None:
-    for name in [name for name in PUBLISHED if name in LOADABLE]:
+    for name in PUBLISHED:
         method = load(name).method.model_dump()
         if method["name"] == "one":
             assert method["detach_target"] == ("ONE (Lan et al. 2018)" in _header(name)), name
 
 
 def test_teachers_are_recipes_for_the_same_images() -> None:
-    taught = {name: recipe for name in LOADABLE if (recipe := load(name)).teacher is not None}
+    taught = {name: recipe for name in NAMES if (recipe := load(name)).teacher is not None}
     assert len(taught) == 7
     for name, recipe in taught.items():
         assert recipe.teacher is not None
