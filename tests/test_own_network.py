@@ -484,3 +484,13 @@ def test_parts_that_two_students_would_share_are_found() -> None:
                 std=(0.5,) * 3,
                 seed=0,
             )
+
+
+def test_models_draws_a_network_of_ones_own_with_leave_only(folder: Path, distilkit: Command) -> None:
+    refused = distilkit("models", "mynets:small", "--size", "8", "--channels", "1", "--json")
+    assert refused.status == 2
+    assert "--trust-code" in refused.json["error"]["hint"]
+    assert "mynets" not in sys.modules
+    drawn = distilkit("models", "mynets:small", "--size", "8", "--channels", "1", "--trust-code", "--json")
+    assert drawn.status == 0
+    assert "body" in [point["module"] for point in drawn.json["cut_points"]]

@@ -26,6 +26,7 @@ def models(
         ),
     ] = None,
     channels: Annotated[int, typer.Option("--channels", min=1, max=64, help="Channels of the images.")] = 3,
+    trust_code: options.TrustCode = False,
     json_output: options.Json = False,
 ) -> None:
     """Which architectures there are, what they cost, and where they can be cut.
@@ -39,13 +40,15 @@ def models(
       distilkit models torchvision:mobilenet_v3_small --size 32
     """
     from distilkit import console
+    from distilkit.models.own import code_trusted
     from distilkit.observer import Observer
     from distilkit.workflows.models import list_models, show_model
 
     if name is not None:
         if library is not None or pattern is not None:
             raise UserError(f"--library and --filter make a list, and {name!r} is one architecture", "leave them out")
-        document = show_model(name, classes=classes, size=size, channels=channels)
+        with code_trusted(trust_code):
+            document = show_model(name, classes=classes, size=size, channels=channels)
     else:
         observer = Observer() if json_output else console.TerminalObserver()
         document = list_models(

@@ -40,15 +40,17 @@ class Builder(Protocol):
 class _Architecture:
     build: Builder
     split_at: str
+    size: int
 
 
 _architectures: dict[str, _Architecture] = {}
 
 
-def register(*, split_at: str) -> Callable[[Builder], Builder]:
+def register(*, split_at: str, size: int = 32) -> Callable[[Builder], Builder]:
     """Decorate a function with this to register what it builds under the function's own name.
 
-    `split_at`: the first module that is each student's own in a branched group, unless a recipe says otherwise.
+    `split_at`: the first module that is each student's own in a branched group, unless a recipe says otherwise. `size`:
+    of the images that it was made for, in pixels on a side; it takes others too.
     """
 
     def add(build: Builder) -> Builder:
@@ -56,7 +58,7 @@ def register(*, split_at: str) -> Callable[[Builder], Builder]:
         if name in _architectures:
             # Two networks under one name is how papers came to mean different things by "ResNet-110".
             raise RuntimeError(f"two architectures are called {name!r}")
-        _architectures[name] = _Architecture(build, split_at)
+        _architectures[name] = _Architecture(build, split_at, size)
         return build
 
     return add
@@ -99,6 +101,16 @@ def default_split(name: str) -> str | None:
     """
     check(name)
     return None if external.is_external(name) or own.is_own(name) else _find(name).split_at
+
+
+def usual_size(name: str) -> int:
+    """Size of the images that `name` was made for, in pixels on a side; of a user's own network nobody knows: 32.
+
+    Raises `SettingError` if it is unknown.
+    """
+    if external.is_external(name):
+        return external.usual_size(name)
+    return 32 if own.is_own(name) else _find(name).size
 
 
 def check(name: str) -> None:

@@ -22,19 +22,19 @@ def _from_torchvision(name: str, num_classes: int, channels: int) -> nn.Module:
     return network
 
 
-@register(split_at="layer3")
+@register(split_at="layer3", size=224)
 def resnet18(num_classes: int, channels: int = 3) -> nn.Module:
     """Build basic blocks 2-2-2-2; 11,689,512 parameters at 1,000 classes."""
     return _from_torchvision("resnet18", num_classes, channels)
 
 
-@register(split_at="layer3")
+@register(split_at="layer3", size=224)
 def resnet34(num_classes: int, channels: int = 3) -> nn.Module:
     """Build basic blocks 3-4-6-3; 21,797,672 parameters at 1,000 classes."""
     return _from_torchvision("resnet34", num_classes, channels)
 
 
-@register(split_at="layer3")
+@register(split_at="layer3", size=224)
 def resnext50_32x4d(num_classes: int, channels: int = 3) -> nn.Module:
     """Build bottlenecks 3-4-6-3 in 32 groups of 4 channels; 25,028,904 parameters at 1,000 classes."""
     return _from_torchvision("resnext50_32x4d", num_classes, channels)

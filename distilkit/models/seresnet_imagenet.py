@@ -97,7 +97,7 @@ def _stage(in_channels: int, width: int, blocks: int, stride: int) -> nn.Sequent
     return nn.Sequential(first, *(SEBasicBlock(width, width) for _ in range(blocks - 1)))
 
 
-@register(split_at="layer3")
+@register(split_at="layer3", size=224)
 def se_resnet18(num_classes: int, channels: int = 3) -> nn.Module:
     """Build basic blocks 2-2-2-2 with gates; 11,778,592 parameters at 1,000 classes."""
     return SEResNet([2, 2, 2, 2], num_classes, channels)

@@ -12,7 +12,6 @@ from distilkit.models import external, registry
 from distilkit.observer import Observer
 from distilkit.split import CutPoint, default_point, measured_points
 
-OUR_SIZE = 32
 MOST_WITH_FIGURES = 100
 _CONTAINER = 0.8  # a module with more of the work than this is no stage but holds the stages
 
@@ -39,7 +38,7 @@ def list_models(
     for index, name in enumerate(matching):
         row: dict[str, Any] = {"name": name}
         if figures:
-            row |= _figures(name, classes, size or _usual_size(name), channels)
+            row |= _figures(name, classes, size or registry.usual_size(name), channels)
             observer.progress("architectures looked at", index + 1, len(matching))
         rows.append(row)
     return {"library": library, "classes": classes, "channels": channels, "figures": figures, "models": rows}
@@ -53,7 +52,7 @@ def show_model(name: str, *, classes: int, size: int | None, channels: int) -> d
     `cut_points`: all of them, those inside stages too. Raises `UserError` when there is no such architecture, or it
     cannot take these images.
     """
-    size = size or _usual_size(name)
+    size = size or registry.usual_size(name)
     network, images = _network(name, classes, size, channels), _shape(channels, size)
     points, split_at, problem = _cuts(name, network, images)
     by_module = multiply_adds_by_module(network, images)
@@ -142,10 +141,6 @@ def _stages(network: nn.Module, by_module: dict[str, int], split_at: str | None)
         elif by_module.get(path) or parameter_count(module) or path == split_at:
             shown.append((path, module))
     return shown
-
-
-def _usual_size(name: str) -> int:
-    return external.usual_size(name) if external.is_external(name) else OUR_SIZE
 
 
 def _shape(channels: int, size: int) -> Tensor:
