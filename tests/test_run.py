@@ -81,11 +81,11 @@ def test_the_folder_is_named_after_the_recipe_and_the_time(one_run: Path, baseli
 def test_the_recipe_in_the_run_is_complete_and_the_one_that_was_trained(
     one_run: Path, tiny: Callable[..., Recipe], tmp_path: Path
 ):
-    trained = tiny("train.epochs=6")
+    trained = tiny("train.epochs=6", "data.storage=resident")
     kept = load(one_run / "recipe.toml")
     assert kept == trained
     assert kept.digest() == trained.digest()
-    assert kept != tiny("train.epochs=6", "method.temperature=4")
+    assert kept != tiny("train.epochs=6", "data.storage=resident", "method.temperature=4")
     written = tomllib.loads((one_run / "recipe.toml").read_text(encoding="utf-8"))
     for section, keys in COMPLETE.items():
         if isinstance(keys, dict):
