@@ -203,6 +203,9 @@ class Fixed(Group):
     def only(self, names: Sequence[str]) -> Group:
         raise NotImplementedError
 
+    def head(self, name: str) -> str:
+        raise NotImplementedError
+
     def _member_logits(self, name: str, normalized: Tensor) -> Tensor:
         raise NotImplementedError
 
