@@ -276,7 +276,7 @@ def test_the_card_has_the_costs_of_every_part(one_run: Path) -> None:
     record, card = Run.open(one_run).record, (one_run / "README.md").read_text()
     for name, part in record["parts"].items():
         cells = [
-            name,
+            f"`{name}`",
             f"{part['parameters']:,}",
             f"{part['flops']:.4g}",
             f"{part['activations']:,}",

@@ -60,7 +60,7 @@ def _costs(record: dict[str, Any]) -> str:
     if "parts" not in record:
         return ""
     rows = [
-        f"| {name} | {part['parameters']:,} | {part['flops']:.4g} | {part['activations']:,} | {part['bytes']:,} |"
+        f"| `{name}` | {part['parameters']:,} | {part['flops']:.4g} | {part['activations']:,} | {part['bytes']:,} |"
         for name, part in record["parts"].items()
     ]
     uncounted = record["uncounted"]
