@@ -180,7 +180,7 @@ def _also_changed(name: str) -> set[str]:
     if _dataset(name) in ("svhn", "imagenet"):
         also |= {"data.augment", "train.epochs", "optimizer.weight_decay"}
     if _dataset(name) == "imagenet":
-        also |= {"train.batch_size"} | ({"schedule.milestones"} if "resnet34" in name else set())
+        also |= {"data.image_size", "train.batch_size"} | ({"schedule.milestones"} if "resnet34" in name else set())
     return also
 
 

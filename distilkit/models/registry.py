@@ -40,7 +40,7 @@ class Builder(Protocol):
 class _Architecture:
     build: Builder
     split_at: str
-    size: int
+    size: int = 32
 
 
 _architectures: dict[str, _Architecture] = {}
