@@ -119,6 +119,8 @@ def _show_one(document: dict[str, Any]) -> None:
         "cut there: the share of the FLOPs that every branch repeats if group.split_at names the module; empty "
         "where it cannot be cut. FLOPs of one image: 2 per multiply-add, convolutions and linear layers only",
     )
+    if document["classifier"]:
+        console.print_line(f"classifier: {document['classifier']}, whose input is what methods call the features")
     inside = len(document["cut_points"]) - sum(stage["branch_share"] is not None for stage in document["stages"])
     if inside:
         console.print_line(f"it can also be cut at {inside} modules that are not shown; --json lists them")

@@ -10,7 +10,7 @@ from distilkit.analysis.cost import multiply_adds_by_module, parameter_count
 from distilkit.errors import UserError, did_you_mean
 from distilkit.models import external, registry
 from distilkit.observer import Observer
-from distilkit.split import CutPoint, default_point, measured_points
+from distilkit.split import CutPoint, default_point, measured_points, whole
 
 MOST_WITH_FIGURES = 100
 _CONTAINER = 0.8  # a module with more of the work than this is no stage but holds the stages
@@ -49,8 +49,8 @@ def show_model(name: str, *, classes: int, size: int | None, channels: int) -> d
 
     `stages`: the modules between which the cuts lie, in the order in which the network has them, with their share of
     the FLOPs; `branch_share`: of the FLOPs that every branch repeats if it is cut there, null where it cannot be.
-    `cut_points`: all of them, those inside stages too. Raises `UserError` when there is no such architecture, or it
-    cannot take these images.
+    `cut_points`: all of them, those inside stages too. `classifier`: the last linear layer, whose input is the
+    features. Raises `UserError` when there is no such architecture, or it cannot take these images.
     """
     size = size or registry.usual_size(name)
     network, images = _network(name, classes, size, channels), _shape(channels, size)
@@ -78,6 +78,7 @@ def show_model(name: str, *, classes: int, size: int | None, channels: int) -> d
         "parameters": parameter_count(network),
         "flops": 2 * total,
         "split_at": split_at,
+        "classifier": _classifier(network),
         "problem": problem,
         "stages": stages,
         "cut_points": [{"module": point.path, "branch_share": point.share} for point in points],
@@ -125,6 +126,13 @@ def _network(name: str, classes: int, size: int, channels: int) -> nn.Module:
             "choose another --size or --channels",
         ) from error
     return network
+
+
+def _classifier(network: nn.Module) -> str | None:
+    try:
+        return whole(network).head_path
+    except UserError:
+        return None
 
 
 def _stages(network: nn.Module, by_module: dict[str, int], split_at: str | None) -> list[tuple[str, nn.Module]]:
