@@ -29,8 +29,9 @@ from distilkit.recipe import Recipe
 from distilkit.run import Run
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training.build import build_learner
+from distilkit.training.optimizer import decay_groups, make_optimizer
 from distilkit.training.teacher import Teacher
-from distilkit.training.trainer import Trainer, decay_groups, make_optimizer
+from distilkit.training.trainer import Trainer
 from distilkit.workflows import train as workflow
 from distilkit.workflows.train import resume, train
 

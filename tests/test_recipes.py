@@ -17,7 +17,7 @@ from distilkit.data import datasets
 from distilkit.observer import Observer
 from distilkit.recipe import builtin, load, resolve_epochs
 from distilkit.training.build import build_learner
-from distilkit.training.trainer import make_optimizer
+from distilkit.training.optimizer import make_optimizer
 from distilkit.workflows.train import dry_run, train
 
 FOLDER = Path(__file__).parents[1] / "recipes"

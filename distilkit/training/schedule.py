@@ -56,5 +56,10 @@ def cycle_bounds(epoch: int, epochs: int, cycles: int) -> tuple[int, int]:
     Snapshot ensembles (Huang et al. 2017): half a cosine from the full rate to 0 in each cycle, M cycles in the time
     of one training, the weights at the end of each kept.
     """
-    edges = [epochs * cycle // cycles for cycle in range(cycles + 1)]
-    return next((first, last) for first, last in itertools.pairwise(edges) if first <= epoch < last)
+    edges = itertools.pairwise(cycle_edges(epochs, cycles))
+    return next((first, last) for first, last in edges if first <= epoch < last)
+
+
+def cycle_edges(epochs: int, cycles: int) -> list[int]:
+    """Completed epochs at which the cycles begin and end: 0, the end of each."""
+    return [epochs * cycle // cycles for cycle in range(cycles + 1)]

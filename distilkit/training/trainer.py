@@ -28,11 +28,12 @@ from distilkit.errors import SettingError, UserError
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
-from distilkit.recipe import DataSection, OptimizerSection, Recipe, SgdSection, SnapshotSection, resolve_epochs
+from distilkit.recipe import DataSection, Recipe, SnapshotSection, resolve_epochs
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import log, schedule
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.interrupt import Interrupted, StopRequest, stop_requests
+from distilkit.training.optimizer import make_optimizer
 from distilkit.training.processes import deterministic, lost_ones_named
 from distilkit.training.teacher import Teacher
 
@@ -66,45 +67,6 @@ class _Pending(NamedTuple):
     images: int
     names: tuple[str, ...]
     values: Tensor
-
-
-def make_optimizer(section: OptimizerSection, learner: Learner) -> torch.optim.Optimizer:
-    """SGD or AdamW over every parameter of group and method.
-
-    Every parameter decays, as in the authors' code, unless the recipe spares those of norms and biases.
-    """
-    parameters: list[dict[str, Any]] = [{"params": list(learner.parameters())}]
-    if not section.decay_norms_and_biases:
-        decaying, spared = decay_groups(learner)
-        parameters = [{"params": decaying}, {"params": spared, "weight_decay": 0.0}]
-    if isinstance(section, SgdSection):
-        return torch.optim.SGD(
-            parameters,
-            lr=section.lr,
-            momentum=section.momentum,
-            nesterov=section.nesterov,
-            weight_decay=section.weight_decay,
-        )
-    return torch.optim.AdamW(
-        parameters,
-        lr=section.lr,
-        betas=(section.betas[0], section.betas[1]),
-        eps=section.eps,
-        weight_decay=section.weight_decay,
-    )
-
-
-def decay_groups(learner: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters that are matrices and kernels, and those of normalisation, biases and other vectors or scalars.
-
-    Vectors are what timm spares too; of normalisation, some has parameters of several dimensions.
-    """
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    owners = {parameter: module for module in learner.modules() for parameter in module.parameters(recurse=False)}
-    for name, parameter in learner.named_parameters():
-        normalises = isinstance(owners[parameter], nn.LayerNorm | nn.RMSNorm)
-        groups[parameter.ndim < 2 or normalises or name.endswith(".bias")].append(parameter)
-    return groups
 
 
 def batch_bounds(count: int, batch_size: int, processes: int) -> list[tuple[int, int]]:
@@ -442,8 +404,7 @@ class Trainer:
         section = self.recipe.schedule
         if not isinstance(section, SnapshotSection):
             return 0
-        epochs = self.recipe.train.epochs
-        ends = [epochs * cycle // section.cycles for cycle in range(1, section.cycles + 1)]
+        ends = schedule.cycle_edges(self.recipe.train.epochs, section.cycles)[1:]
         return ends.index(epoch) + 1 if epoch in ends else 0
 
     def save(self) -> str:
