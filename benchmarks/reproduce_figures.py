@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Results = Mapping[str, Any]
 LABELS = {
@@ -55,6 +56,7 @@ def distillation(results: Results) -> Figure | None:
                 _line(axis, rows["baseline"], _branches(split), "0.5", style, f"baseline, {split}")
         axis.set_title(title, fontsize="medium")
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
     panels[0].set_ylabel("top-1 error, %")
     panels[1].legend(fontsize="small")
@@ -133,6 +135,7 @@ def group_size(results: Results) -> Figure | None:
         spread = [statistics.stdev(by_count[count]) if len(by_count[count]) > 1 else 0.0 for count in counts]
         axis.errorbar(counts, means, spread, color=f"C{index}", marker="o", capsize=3, label=LABELS[method])
     axis.set_xlabel("branches")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("top-1 test error, %")
     axis.grid(alpha=0.25)
     axis.legend(fontsize="small")
@@ -158,6 +161,7 @@ def _diversity(results: Results, rows: Sequence[str], split: str, title: str, la
     for index, row in enumerate(there):
         _line(axis, results["rows"][row], _distance(split), f"C{index}", "-", LABELS[row])
     axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel(label)
     axis.grid(alpha=0.25)
     axis.legend(fontsize="small")

@@ -141,7 +141,7 @@ def _made_how(results: Mapping[str, Any]) -> list[str]:
         f"{len(runs)} trainings{f' ({missing} of the table are still to be run)' if missing else ''}, "
         f"{sum(run['minutes'] for run in runs) / 60:.1f} hours of training in all, on {images}; "
         f"{all_of([run['device'] for run in runs])}; torch {all_of([run['versions']['torch'] for run in runs])}, "
-        f"distilkit {all_of([run['commit'] for run in runs])}.",
+        f"code {all_of([commit for run in runs for commit in run['commit'].split(', ')])}.",
         "",
         f"Made by `{results['command']}`; this page and its figures are made of the JSON file beside it by "
         f"`python benchmarks/reproduce.py {results['table']} --tables-only`.",
