@@ -18,7 +18,6 @@ import torch
 from conftest import Result, train_tiny
 from onnx import TensorProto, helper
 from PIL import Image
-from safetensors.torch import load_file
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import distilkit as package
@@ -28,7 +27,7 @@ from distilkit.data.preparation import Preparation
 from distilkit.errors import UserError
 from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer
-from distilkit.run import open_model
+from distilkit.run import Run, open_model
 from distilkit.workflows import evaluate
 from distilkit.workflows.export import export
 from distilkit.workflows.predict import BATCH, predict
@@ -121,13 +120,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["image-folder", "imagenet"])
 def trained(request: pytest.FixtureRequest, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     settings = [f"data.dataset={request.param}", f"data.root={photographs}", "data.image_size=16"]
-    run = train_tiny(
-        tmp_path_factory.mktemp(request.param),
-        *settings,
-        "method.name=baseline",
-        "train.epochs=1",
-        "train.batch_size=8",
-    )
+    settings += ["method.name=baseline", "train.epochs=1", "train.batch_size=8"]
+    run = train_tiny(tmp_path_factory.mktemp(request.param), *settings)
     images = [str(path) for path in sorted((photographs / "val").glob("*/*"))]
     return Exported(run, export_to(run, run / "single.onnx"), images)
 
@@ -161,16 +155,19 @@ def test_digits_written_as_files_get_the_answers_that_the_evaluation_counted(dig
     assert sum(each["probability"] for each in document["predictions"][0]["top"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_an_ensemble_answers_as_an_ensemble(one_run: Path, digits: Exported, tmp_path: Path) -> None:
+def test_an_ensemble_answers_as_an_ensemble(
+    one_run: Path, digits: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The timing takes as long as all the rest.
+    monkeypatch.setattr("distilkit.workflows.export._beside_the_leader", lambda *_: {})
     file = export_to(one_run, tmp_path / "ensemble.onnx", "ensemble")
     document = answer(file, *digits.images[:40])
-    from distilkit.run import Run
-
-    learner = Run.open(one_run).learner()
-    split = Run.open(one_run).data.load(("test",)).splits["test"]
+    run = Run.open(one_run)
+    split = run.data.load(("test",)).splits["test"]
     with torch.inference_mode():
-        logits_NC = learner.predict(split.images[:40].float() / 255)[1]
-    agree(document, Run.open(one_run).data.classes, logits_NC.softmax(-1))
+        logits_NC = run.learner().predict(split.images[:40].float() / 255)[1]
+    assert logits_NC is not None
+    agree(document, run.data.classes, logits_NC.softmax(-1))
 
 
 @pytest.mark.parametrize("batch", [1, 7, BATCH, 1000])
@@ -187,7 +184,7 @@ def test_the_number_of_images_at_a_time_changes_nothing(digits: Exported, batch:
 
 
 def test_predict_imports_no_torch_and_little_else(digits: Exported) -> None:
-    """Modules are counted, not seconds: 460 of them take some 0.3 s, and torch alone brings 1,500."""
+    """Modules are counted, not seconds: some 500 of them take 0.4 s, and torch alone brings 1,500."""
     code = (
         "import sys, distilkit.cli\n"
         "try: distilkit.cli.main(sys.argv[1:])\n"
@@ -245,9 +242,7 @@ def test_a_list_on_stdin_beside_names(
     assert all(re.fullmatch(r"\d 0\.\d{4}, \d 0\.\d{4}", line.split(": ")[1]) for line in lines), lines
 
 
-def test_an_empty_list_is_the_users_fault(
-    digits: Exported, distilkit: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_list_is_a_fault(digits: Exported, distilkit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     result = distilkit("predict", digits.file, "-")
     assert (result.status, result.out) == (2, "")
@@ -582,7 +577,8 @@ def test_the_weights_of_torchvisions_architecture_are_torchvisions(
     scope: dict[str, Any] = {}
     exec(compile(SNIPPETS[3], str(PAGE), "exec"), scope)
     model = package.load(output)
+    stock, ours = scope["network"].eval(), model.backbone.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in stock.state_dict().items())
     images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
-        assert torch.equal(scope["network"].eval()(model.normalize(images)), model(images))
-    assert load_file(output / "model.safetensors").keys() == model.backbone.state_dict().keys()
+        assert torch.allclose(stock(model.normalize(images)), model(images), atol=1e-5)
