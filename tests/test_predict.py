@@ -163,9 +163,9 @@ def test_an_ensemble_answers_as_an_ensemble(
     file = export_to(one_run, tmp_path / "ensemble.onnx", "ensemble")
     document = answer(file, *digits.images[:40])
     run = Run.open(one_run)
-    split = run.data.load(("test",)).splits["test"]
+    learner, split = run.learner(), run.data.load(("test",)).splits["test"]
     with torch.inference_mode():
-        logits_NC = run.learner().predict(split.images[:40].float() / 255)[1]
+        logits_NC = learner.predict(split.images[:40].float() / 255)[1]
     assert logits_NC is not None
     agree(document, run.data.classes, logits_NC.softmax(-1))
 
