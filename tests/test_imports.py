@@ -92,6 +92,17 @@ def test_help_and_version_answer_without_torch() -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_predicting_imports_no_torch_and_neither_does_the_package() -> None:
+    code = (
+        "import sys, distilkit, distilkit.cli.predict, distilkit.workflows.predict, distilkit.console\n"
+        "assert callable(distilkit.load) and 'onnxruntime' in sys.modules\n"
+        "heavy = {'torch', 'torchvision', 'onnx', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_training_on_digits_does_not_import_torchvision() -> None:
     code = (
         "import sys, tempfile, pathlib\n"

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from distilkit import __version__
-from distilkit.cli import compare, ensemble_eval, evaluate, export, models, prune_branches, robustness, train
+from distilkit.cli import compare, ensemble_eval, evaluate, export, models, predict, prune_branches, robustness, train
 from distilkit.errors import UserError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("ensemble-eval")(ensemble_eval.ensemble_eval)
 app.command("prune-branches")(prune_branches.prune_branches)
 app.command("robustness")(robustness.robustness)
 app.command("export")(export.export)
+app.command("predict")(predict.predict)
 app.command("compare")(compare.compare)
 app.command("models")(models.models)
 

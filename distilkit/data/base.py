@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from distilkit.data.decoding import Framing
+from distilkit.data.pixels import Framing
 from distilkit.errors import SettingError
 
 
@@ -95,7 +95,8 @@ class Traits:
 
     `augment`: the default, one of `augment.names()`. `image_size`: whether a recipe may choose it; `default_size`: what
     it is then, None if only the files tell. `channels`: whether a recipe may choose grey or colour. `reads_files`:
-    whether `root` matters.
+    whether `root` matters. `short_side`: to how many pixels a picture's shorter side is brought for every pixel of the
+    central square that is cut out.
     """
 
     augment: str
@@ -103,6 +104,11 @@ class Traits:
     default_size: int | None = None
     channels: bool = False
     reads_files: bool = True
+    short_side: float = 1.0
+
+    def framing(self, size: int, channels: int) -> Framing:
+        """Say how an original picture becomes one of the set's test images."""
+        return Framing(size, round(size * self.short_side), channels)
 
 
 class Source(Protocol):

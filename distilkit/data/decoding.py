@@ -1,4 +1,4 @@
-"""One image file to pixels, and many of them in worker processes.
+"""Image files to pixels, cut for training, and many of them in worker processes; `pixels` reads a single one.
 
 Workers are started with little (a fresh server process that has imported this module is forked), so this module
 imports nothing that is slow to import but torch.
@@ -9,9 +9,7 @@ Shape suffixes: B images, C channels, H height, W width, K draws for one image.
 import multiprocessing
 import os
 import signal
-import struct
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
@@ -20,60 +18,22 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distilkit.data import augment
+from distilkit.data.pixels import UNREADABLE, Framing, Pixels, as_array, decode, reason, to_mode
 from distilkit.errors import UserError
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-
-# What Pillow's readers raise on files that are empty, cut short, not images, or made to exhaust memory. Its limit on
-# pixels (Image.MAX_IMAGE_PIXELS: a warning beyond it, an error beyond twice that) stays in force.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 NAMED_FILES = 10
 PREFETCH = 2
 """Batches that every worker makes ahead."""
 MOST_WORKERS = 16
 # Files that a thread decodes at a time: one by one, handing them out costs as much as decoding 32 x 32 pixels.
 RUN = 32
-# Beyond this ratio of its sides, only the middle of a picture is resized: nothing else of it can be seen.
-LONGEST = 4
 _EXIF_ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
-
-
-class Framing(NamedTuple):
-    """How a picture of any size becomes a square of `size` pixels, with `channels` 1 (grey) or 3 (RGB).
-
-    Its shorter side is brought to `short_side` pixels, and the central square of `size` is cut out; equal ones leave
-    the picture's whole central square. Bilinear with antialiasing; a square of that size stays as it is.
-    """
-
-    size: int
-    short_side: int
-    channels: int
-
-
-def decode(path: Path | str, framing: Framing) -> Pixels:
-    """Read one file as uint8 [size, size, C], turned as its EXIF data says. Raises one of `UNREADABLE`."""
-    with Image.open(path) as image:
-        image.load()
-        upright = to_mode(ImageOps.exif_transpose(image), framing.channels)
-    return framed(upright, framing)
 
 
 def decode_crop(path: Path | str, framing: Framing, numbers_K1: Tensor) -> tuple[Pixels, Tensor]:
@@ -101,43 +61,7 @@ def decode_crop(path: Path | str, framing: Framing, numbers_K1: Tensor) -> tuple
         whole = [round(edge) for edge in edges]
         cut = image.crop((whole[0], whole[1], max(whole[2], whole[0] + 1), max(whole[3], whole[1] + 1)))
     resized = to_mode(cut, framing.channels).resize((size, size), Image.Resampling.BILINEAR)
-    return _array(resized), torch.tensor([[0], [0], [size], [size], [mirrored]])
-
-
-def to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Convert any image to 8-bit RGB, or grey for one channel; see `to_rgb`."""
-    colour = to_rgb(image)
-    return colour if channels == 3 else colour.convert("L")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any image to 8-bit RGB: 16-bit greys scaled (Pillow itself would clip them), transparency laid on white.
-
-    Raises `ValueError` for what has no range to scale from (floating point, 32-bit integers).
-    """
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range")
-    if image.mode.startswith("I"):
-        grey_HW = np.asarray(image).astype(np.int64)
-        if grey_HW.min() < 0 or grey_HW.max() > 65535:
-            raise ValueError("grey levels outside 16 bits")
-        # 65535 / 257 = 255
-        return Image.fromarray(((grey_HW + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def reason(path: Path | str, error: BaseException) -> str:
-    """Say why a file cannot be read."""
-    if isinstance(error, UnidentifiedImageError):  # whose own words are the path again
-        return "not an image that Pillow can read" if Path(path).stat().st_size else "empty"
-    if isinstance(error, MemoryError):
-        return "too little memory to decode it"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    return as_array(resized), torch.tensor([[0], [0], [size], [size], [mirrored]])
 
 
 class ImagesLostError(UserError):
@@ -151,28 +75,6 @@ def unreadable(faults: Sequence[str], count: int) -> ImagesLostError:
     return ImagesLostError(
         f"{len(faults)} of {count} image files cannot be read:{lines}", "replace or remove these files"
     )
-
-
-def framed(image: Image.Image, framing: Framing) -> Pixels:
-    """Bring a picture in its final mode to uint8 [size, size, C]."""
-    size, short_side, _ = framing
-    if short_side == size:
-        return _array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
-    width, height = image.size
-    short = min(width, height)
-    if max(width, height) > LONGEST * short:
-        image = ImageOps.fit(image, (min(width, LONGEST * short), min(height, LONGEST * short)))
-        width, height = image.size
-    # Rounded as torchvision's Resize and CenterCrop round.
-    scaled = [short_side if side == short else int(short_side * side / short) for side in (width, height)]
-    resized = image.resize((scaled[0], scaled[1]), Image.Resampling.BILINEAR)
-    left, top = (round((side - size) / 2) for side in scaled)
-    return _array(resized.crop((left, top, left + size, top + size)))
-
-
-def _array(image: Image.Image) -> Pixels:
-    pixels = np.asarray(image)
-    return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
 
 
 # ------------------------------------------------------------------------------------------------------- many files

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distilkit.data.base import DataSpec, Pictures, Pixels, Plain, Traits
-from distilkit.data.decoding import RUN, UNREADABLE, Framing, decode, reason, unreadable
+from distilkit.data.decoding import RUN, unreadable
+from distilkit.data.pixels import UNREADABLE, Framing, decode, reason
 from distilkit.errors import SettingError, UserError
 
 DEFAULT_SIZE = 32
@@ -72,7 +73,7 @@ class ImageFolder(Plain):
 
     def pictures(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pictures]:
         """List the files."""
-        return listed(root, find_images(root), parts, Framing(spec.size, spec.size, spec.channels))
+        return listed(root, find_images(root), parts, self.traits.framing(spec.size, spec.channels))
 
     def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
         """Decode the images of `parts`, on all cores. Raises one `UserError` for all files that cannot be read."""

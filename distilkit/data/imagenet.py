@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from distilkit.data.base import DataSpec, Pictures, Pixels, Plain, Traits
-from distilkit.data.decoding import Framing
 from distilkit.data.image_folder import Layout, checked_size, decode_all, described, find_images, listed
 from distilkit.errors import UserError
 
@@ -36,7 +35,7 @@ class ImageNet(Plain):
     streamed, which is what training on ImageNet means; resident, out of the squares.
     """
 
-    traits = Traits("random-resized-crop", image_size=True, default_size=DEFAULT_SIZE)
+    traits = Traits("random-resized-crop", image_size=True, default_size=DEFAULT_SIZE, short_side=SHORT_SIDE)
 
     def spec(self, root: Path, image_size: int | None, channels: int | None) -> DataSpec:
         """Describe the folders; where there are none yet, the published set, so that a recipe can be looked at."""
@@ -93,8 +92,7 @@ class ImageNet(Plain):
 
     def pictures(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pictures]:
         """List the files."""
-        framing = Framing(spec.size, round(spec.size * SHORT_SIDE), spec.channels)
-        return listed(root, self._layout(root), parts, framing)
+        return listed(root, self._layout(root), parts, self.traits.framing(spec.size, spec.channels))
 
     def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
         """Decode the images of `parts`, on all cores. Raises one `UserError` for all files that cannot be read."""

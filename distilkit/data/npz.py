@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from distilkit.data.base import DataSpec, Pixels, Plain, Traits
-from distilkit.data.decoding import Framing, framed
 from distilkit.data.image_folder import checked_size
+from distilkit.data.pixels import Framing, framed
 from distilkit.errors import SettingError, UserError
 
 # What NumPy and zipfile raise on files that are damaged, or hold what is not numbers.

@@ -16,15 +16,14 @@ from torch import Tensor
 
 from distilkit.data.base import Pictures
 from distilkit.data.decoding import (
-    UNREADABLE,
     Decoded,
     Request,
     decode_batches,
     decode_here,
     default_workers,
-    reason,
     unreadable,
 )
+from distilkit.data.pixels import UNREADABLE, reason
 
 CHECKED = 100_000
 """Of a split of up to so many files, every head is read before a training begins."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from distilkit import __version__
 from distilkit.analysis.cost import Cost
 from distilkit.analysis.learner_cost import learner_cost
+from distilkit.data import datasets
+from distilkit.data.preparation import Preparation
 from distilkit.errors import UserError
 from distilkit.export.latency import interleaved_latency
 from distilkit.export.onnx import EnsembleForExport, SingleForExport, export_onnx
@@ -168,4 +170,5 @@ def _data_metadata(data: DataRecord) -> dict[str, str]:
         "dataset": data.dataset,
         "classes": json.dumps(list(data.classes)),
         "input": f"float32 [N, {data.channels}, {data.size}, {data.size}], pixels in [0, 1], not normalised",
+        "preprocessing": Preparation(datasets.traits(data.dataset).framing(data.size, data.channels)).to_json(),
     }

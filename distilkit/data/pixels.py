@@ -1,0 +1,115 @@
+"""One image file to pixels: the same for training, evaluation and `distilkit predict`.
+
+Imports neither torch nor anything that does: `predict` needs none, and starts the sooner.
+
+Shape suffixes: C channels, H height, W width.
+"""
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+# What Pillow's readers raise on files that are empty, cut short, not images, or made to exhaust memory. Its limit on
+# pixels (Image.MAX_IMAGE_PIXELS: a warning beyond it, an error beyond twice that) stays in force.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Of the files in a folder that are taken for images: those that torchvision takes."""
+# Beyond this ratio of its sides, only the middle of a picture is resized: nothing else of it can be seen.
+LONGEST = 4
+
+
+class Framing(NamedTuple):
+    """How a picture of any size becomes a square of `size` pixels, with `channels` 1 (grey) or 3 (RGB).
+
+    Its shorter side is brought to `short_side` pixels, and the central square of `size` is cut out; equal ones leave
+    the picture's whole central square. Bilinear with antialiasing; a square of that size stays as it is.
+    """
+
+    size: int
+    short_side: int
+    channels: int
+
+
+def decode(path: Path | str, framing: Framing) -> Pixels:
+    """Read one file as uint8 [size, size, C], turned as its EXIF data says. Raises one of `UNREADABLE`."""
+    with Image.open(path) as image:
+        image.load()
+        upright = to_mode(ImageOps.exif_transpose(image), framing.channels)
+    return framed(upright, framing)
+
+
+def to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """Convert any image to 8-bit RGB, or grey for one channel; see `to_rgb`."""
+    colour = to_rgb(image)
+    return colour if channels == 3 else colour.convert("L")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any image to 8-bit RGB: 16-bit greys scaled (Pillow itself would clip them), transparency laid on white.
+
+    Raises `ValueError` for what has no range to scale from (floating point, 32-bit integers).
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if image.mode.startswith("I"):
+        grey_HW = np.asarray(image).astype(np.int64)
+        if grey_HW.min() < 0 or grey_HW.max() > 65535:
+            raise ValueError("grey levels outside 16 bits")
+        # 65535 / 257 = 255
+        return Image.fromarray(((grey_HW + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def reason(path: Path | str, error: BaseException) -> str:
+    """Say why a file cannot be read."""
+    if isinstance(error, UnidentifiedImageError):  # whose own words are the path again
+        return "not an image that Pillow can read" if Path(path).stat().st_size else "empty"
+    if isinstance(error, MemoryError):
+        return "too little memory to decode it"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def framed(image: Image.Image, framing: Framing) -> Pixels:
+    """Bring a picture in its final mode to uint8 [size, size, C]."""
+    size, short_side, _ = framing
+    if short_side == size:
+        return as_array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    width, height = image.size
+    short = min(width, height)
+    if max(width, height) > LONGEST * short:
+        image = ImageOps.fit(image, (min(width, LONGEST * short), min(height, LONGEST * short)))
+        width, height = image.size
+    # Rounded as torchvision's Resize and CenterCrop round.
+    scaled = [short_side if side == short else int(short_side * side / short) for side in (width, height)]
+    resized = image.resize((scaled[0], scaled[1]), Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in scaled)
+    return as_array(resized.crop((left, top, left + size, top + size)))
+
+
+def as_array(image: Image.Image) -> Pixels:
+    """Give the pixels of a grey or RGB picture: uint8 [H, W, C]."""
+    pixels = np.asarray(image)
+    return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
