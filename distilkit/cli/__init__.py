@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from distilkit import __version__
-from distilkit.cli import compare, ensemble_eval, evaluate, export, models, prune_branches, robustness, train
+from distilkit.cli import benchmark, compare, ensemble_eval, evaluate, export, models, prune_branches, robustness, train
 from distilkit.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("prune-branches")(prune_branches.prune_branches)
 app.command("robustness")(robustness.robustness)
 app.command("export")(export.export)
 app.command("compare")(compare.compare)
+app.command("benchmark")(benchmark.benchmark)
 app.command("models")(models.models)
 
 

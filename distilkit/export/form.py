@@ -31,6 +31,11 @@ class Form:
         return torch.uint8 if self.pixels == "uint8" else torch.float32
 
     @property
+    def input_type(self) -> str:
+        """The input's, in words: "float32" or "uint8"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def precision(self) -> str:
         """The weights'."""
         return "float16" if self.half else "float32"
@@ -59,10 +64,12 @@ class Form:
         shape = ", ".join(str(length) for length in (self.batch or "N", *self.size(channels, size)))
         values = "pixels 0 to 255" if self.pixels == "uint8" else "pixels in [0, 1]"
         return {
-            "input": f"{str(self.dtype).removeprefix('torch.')} [{shape}], {values}, not normalised",
-            "input_layout": self.layout.upper(),
+            "input": f"{self.input_type} [{shape}], {values}, not normalised",
             "precision": self.precision,
         }
+
+
+PLAIN = Form()
 
 
 class Formed(nn.Module):

@@ -124,9 +124,7 @@ def check_onnx(
         raise ValueError(f"the tolerance must lie in (0, {limit:g}], not {tolerance:g}")
 
     def failed(reason: str) -> Parity:
-        return Parity(
-            tuple(batch_sizes), len(images), math.inf, 0.0, tolerance or limit, passed=False, reason=reason
-        )
+        return Parity(tuple(batch_sizes), len(images), math.inf, 0.0, tolerance or limit, passed=False, reason=reason)
 
     try:
         session = open_session(file)
