@@ -63,14 +63,21 @@ def _numbers(option: str, text: str) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
+def _labels(names: set[str]) -> dict[str, str]:
+    """A file's or a run's own name where no other has the same, else the path."""
+    short = {name: Path(name).name for name in names}
+    return {name: label if list(short.values()).count(label) == 1 else name for name, label in short.items()}
+
+
 def _show(document: dict[str, Any]) -> None:
     from distilkit import console
 
+    labels = _labels({result["name"] for result in document["results"]})
     places = dict.fromkeys((result["threads"], result["batch"]) for result in document["results"])
     for threads, batch in places:
         rows = [
             [
-                console.relative(result["name"]),
+                labels[result["name"]],
                 result["kind"],
                 f"{result['median_ms']:.3f}",
                 f"{result['p95_ms']:.3f}",
@@ -95,7 +102,7 @@ def _show(document: dict[str, Any]) -> None:
             ["run", "threads", "batch", "time ratio", "FLOPs ratio"],
             [
                 [
-                    console.relative(ratio["run"]),
+                    Path(ratio["run"]).name,
                     str(ratio["threads"]),
                     str(ratio["batch"]),
                     f"{ratio['latency_ratio']:.2f}",

@@ -1,9 +1,10 @@
 """How fast exported files run, measured in turn so that a busy moment of the machine hits all of them alike."""
 
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from distilkit.randomness import generator
 
 _WARMUPS = 3
 
+Name = TypeVar("Name", bound=Hashable)
+
 
 class Latency(TypedDict):
     """Milliseconds for one batch."""
@@ -22,11 +25,11 @@ class Latency(TypedDict):
     p95_ms: float
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, Latency]:
+def interleave(contenders: Mapping[Name, Callable[[], object]], repetitions: int) -> dict[Name, Latency]:
     """Time calls against each other: A, B, A, B, ..., `repetitions` times each, after three rounds not counted."""
     if repetitions < 1:
         raise ValueError(f"the number of repetitions must be 1 or more, not {repetitions}")
-    milliseconds: dict[str, list[float]] = {name: [] for name in contenders}
+    milliseconds: dict[Name, list[float]] = {name: [] for name in contenders}
     for repetition in range(_WARMUPS + repetitions):
         for name, call in contenders.items():
             start = time.perf_counter()
@@ -51,6 +54,23 @@ def session_call(session: Any, batch_size: int) -> Callable[[], object]:
     (image_input,) = session.get_inputs()
     array = input_array(session, random_pixels((batch_size, *image_input.shape[1:])))
     return lambda: session.run(None, {image_input.name: array})
+
+
+class Machine(TypedDict):
+    """What else was going on: `cores`, and `load`, how many processes wanted one in the last minute (None: unknown)."""
+
+    cores: int
+    load: float | None
+
+
+def machine() -> Machine:
+    """The machine as it is now; look before measuring, for a measurement is a load too."""
+    return Machine(cores=os.cpu_count() or 1, load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None)
+
+
+def is_busy(found: Machine) -> bool:
+    """Whether more processes wanted a core than there are."""
+    return found["load"] is not None and found["load"] > found["cores"]
 
 
 def interleaved_latency(

@@ -29,6 +29,9 @@ Calibration = Literal["minmax", "percentile"]
 
 CALIBRATION_BATCH = 32
 
+PERCENTILE = 99.99
+"""Of an activation's values; as many are cut off below."""
+
 # What carries an image through a classifier. Not Softmax: probabilities and attention need more than 256 levels.
 _OPERATORS = [
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "Relu", "Clip", "Sigmoid", "HardSigmoid", "LeakyRelu"),
@@ -64,7 +67,7 @@ def drawn_over_classes(labels_N: Tensor, count: int, seed: int) -> Tensor:
     shuffled = torch.randperm(len(labels_N), generator=draws)
     # The first of every class, then the second of every class, and so on.
     rank = torch.empty_like(labels_N)
-    for label in labels_N.unique():
+    for label in set(labels_N.tolist()):
         of_class = shuffled[labels_N[shuffled] == label]
         rank[of_class] = torch.arange(len(of_class))
     return shuffled[rank[shuffled].argsort(stable=True)][:count]
@@ -82,7 +85,7 @@ def quantize_static(
     """Write `source` with unsigned 8-bit activations and signed 8-bit weights, per channel, as a QDQ graph.
 
     `images`: those to calibrate on, [N, C, H, W] or as the file takes them, uint8 or float in [0, 1]. `calibration`:
-    an activation's range is its smallest and largest value over them, or its 0.001st and 99.999th percentile.
+    an activation's range is its smallest and largest value over them, or its 0.01st and 99.99th percentile.
     `reduce_range`: weights of seven bits. `metadata`: added to the source's own, which the file keeps.
 
     Logits and softmax stay floating point. The same arguments give the same bytes. Raises `UserError` where ONNX
@@ -113,6 +116,7 @@ def quantize_static(
                 "OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUTS,
                 # Else every intermediate tensor of all images is held at once.
                 "CalibStridedMinMax": 1,
+                **({"CalibPercentile": PERCENTILE} if calibration == "percentile" else {}),
             },
         )
 
@@ -176,13 +180,16 @@ class _Reader:
 def _quantized(source: Path, target: Path, metadata: Mapping[str, str], quantize: Any) -> None:
     from onnxruntime.quantization import quant_pre_process
 
-    own = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
+    plain = onnx.load(source)
+    own = {entry.key: entry.value for entry in plain.metadata_props}
+    # The exporter notes the shapes of weights too, which are wrong once the quantiser has transposed one.
+    plain.graph.ClearField("value_info")
     with tempfile.TemporaryDirectory() as folder:
         prepared, raw = Path(folder) / "prepared.onnx", Path(folder) / "raw.onnx"
         try:
             with quiet():
                 # ONNX's own shape inference is enough where every size but the batch is known.
-                quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+                quant_pre_process(plain, str(prepared), skip_symbolic_shape=True)
                 quantize(prepared, raw)
             model = onnx.load(raw)
             open_session(raw)

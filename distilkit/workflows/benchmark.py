@@ -4,7 +4,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +13,12 @@ from torch import nn
 
 from distilkit.analysis.learner_cost import learner_cost
 from distilkit.errors import UserError
-from distilkit.export.latency import interleave, random_pixels, session_call
+from distilkit.export.latency import interleave, is_busy, machine, random_pixels, session_call
 from distilkit.export.onnx import SingleForExport, export_onnx
 from distilkit.export.parity import fixed_batch, open_session
 from distilkit.observer import Observer
 from distilkit.run import Model, Run, open_model
+from distilkit.workflows.quantize import BUSY
 
 Kind = Literal["onnxruntime", "eager", "compiled"]
 
@@ -33,7 +34,7 @@ class _Contender:
     name: str
     kind: Kind
     source: Path
-    model: Model | None = None
+    model: Model | None = field(default=None, hash=False)
 
     def calls(self, batches: Sequence[int], threads: int) -> dict[int, Callable[[], object]]:
         """By batch size, one computation; a file of one fixed batch knows no other."""
@@ -80,6 +81,9 @@ def benchmark(
     if compile and paths and not folders:
         raise UserError("--compile times a run's network in PyTorch; a file has none", "name the run as well")
     found = [open_model(path, runs) for path in (folders if paths else [None])]
+    around = machine()
+    if is_busy(around):
+        observer.note(BUSY)
     with tempfile.TemporaryDirectory() as folder:
         contenders = [_Contender(str(file), "onnxruntime", file) for file in files]
         for index, (source, model) in enumerate(found):
@@ -97,6 +101,7 @@ def benchmark(
         "batches": list(batches),
         "threads": list(threads),
         "repetitions": repetitions,
+        "machine": dict(around),
         "results": results,
         "ratios": ratios,
     }
@@ -128,16 +133,10 @@ def _timed(
             observer.note(f"timing batch size {batch} on {threads} thread{'s' * (threads > 1)}")
             able = {contender: calls[contender][batch] for contender in contenders if batch in calls[contender]}
             _compile(able)
-            # By number, for two contenders may bear one name.
-            order = list(able)
-            latency = interleave({str(i): able[contender] for i, contender in enumerate(order)}, repetitions)
-            eager = {
-                contender.source: latency[str(i)]["median_ms"]
-                for i, contender in enumerate(order)
-                if contender.kind == "eager"
-            }
-            for i, contender in enumerate(order):
-                median = latency[str(i)]["median_ms"]
+            latency = interleave(able, repetitions)
+            eager = {who.source: times["median_ms"] for who, times in latency.items() if who.kind == "eager"}
+            for contender, times in latency.items():
+                median = times["median_ms"]
                 # An export lies in its run's exports/; with a single run everything is compared with it.
                 own = contender.source.parent.parent if contender.kind == "onnxruntime" else contender.source
                 reference = next(iter(eager.values())) if len(eager) == 1 else eager.get(own, math.nan)
@@ -147,7 +146,7 @@ def _timed(
                         "kind": contender.kind,
                         "threads": threads,
                         "batch": batch,
-                        **latency[str(i)],
+                        **times,
                         "images_per_second": 1000 * batch / median,
                         "speedup_over_eager": reference / median,
                     }

@@ -142,8 +142,10 @@ def export(
 
 def _mode(mode: str, member: str | None) -> tuple[Literal["single", "ensemble"], str | None]:
     """ "member:NAME" is "single" of another student. Raises `UserError` for what is no mode."""
-    if mode == "single" or mode == "ensemble":
-        return mode, member
+    if mode == "ensemble":
+        return "ensemble", member
+    if mode == "single":
+        return "single", member
     kind, _, name = mode.partition(":")
     if kind != "member" or not name:
         known = ("single", "ensemble", "member:NAME")

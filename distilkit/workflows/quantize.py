@@ -12,7 +12,7 @@ from distilkit.analysis.metrics import Evaluation, evaluate_logits
 from distilkit.data.datasets import Split
 from distilkit.errors import UserError
 from distilkit.export.form import Form
-from distilkit.export.latency import interleaved_latency
+from distilkit.export.latency import interleaved_latency, is_busy, machine
 from distilkit.export.parity import fixed_batch, input_array, open_session
 from distilkit.export.quantize import (
     Calibration,
@@ -27,6 +27,7 @@ from distilkit.observer import Observer
 CALIBRATION_IMAGES = 512
 LATENCY_BATCH_SIZES = (1, 32)
 BATCH_SIZE = 250
+BUSY = "warning: this machine is busy with other things; the times are longer than it needs, and less certain"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ def quantize(
             for name, path in (("before", file), ("after", unchecked))
         }
         observer.note("timing both files, in turn")
+        around = machine()
+        if is_busy(around):
+            observer.note(BUSY)
         batches = LATENCY_BATCH_SIZES if form.batch is None else (form.batch,)
         latency = interleaved_latency({"before": file, "after": unchecked}, batches)
         for name, side in sides.items():
@@ -106,6 +110,7 @@ def quantize(
         if not passed:
             target = target.with_name(f"{target.stem}.failed-check{target.suffix}")
         unchecked.replace(target)
+        sides["after"]["file"] = str(target)
     finally:
         unchecked.unlink(missing_ok=True)
     return {
@@ -116,6 +121,7 @@ def quantize(
         "bytes_ratio": sides["after"]["bytes"] / sides["before"]["bytes"],
         "drop": drop,
         "speedup": speedup,
+        "machine": dict(around),
         "slower_at": [batch for batch, factor in speedup.items() if factor < 1],
         "checks": checks,
         "passed": passed,
