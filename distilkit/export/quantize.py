@@ -185,11 +185,12 @@ def _quantized(source: Path, target: Path, metadata: Mapping[str, str], quantize
     # The exporter notes the shapes of weights too, which are wrong once the quantiser has transposed one.
     plain.graph.ClearField("value_info")
     with tempfile.TemporaryDirectory() as folder:
-        prepared, raw = Path(folder) / "prepared.onnx", Path(folder) / "raw.onnx"
+        bare, prepared, raw = Path(folder) / "bare.onnx", Path(folder) / "prepared.onnx", Path(folder) / "raw.onnx"
+        onnx.save(plain, bare)
         try:
             with quiet():
                 # ONNX's own shape inference is enough where every size but the batch is known.
-                quant_pre_process(plain, str(prepared), skip_symbolic_shape=True)
+                quant_pre_process(str(bare), str(prepared), skip_symbolic_shape=True)
                 quantize(prepared, raw)
             model = onnx.load(raw)
             open_session(raw)
