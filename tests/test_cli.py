@@ -509,6 +509,13 @@ def test_an_option_of_the_other_mode_is_not_ignored(
     refused(("--member",), "export", one_run, *arguments)
 
 
+def test_a_member_that_the_mode_names_is_the_only_one_named(one_run: Path, refused: Callable[..., str]) -> None:
+    refused(("student_9", "student_0"), "export", one_run, "--mode", "member:student_9")
+    refused(("member:NAME",), "export", one_run, "--mode", "member:")
+    refused(("--member",), "export", one_run, "--mode", "member:student_1", "--member", "student_2")
+    refused(("--members", "ensemble"), "export", one_run, "--mode", "member:student_1", "--members")
+
+
 def test_what_a_pruned_model_has_not_is_refused(
     one_run: Path, tmp_path: Path, distilkit: Command, refused: Callable[..., str]
 ) -> None:
