@@ -22,7 +22,7 @@ from distilkit.workflows import evaluate as evaluate_workflow
 from distilkit.workflows import train as train_workflow
 
 Command = Callable[..., Result]
-COMMANDS = ("train", "evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare")
+COMMANDS = ("train", "evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare", "benchmark")
 TAKE_A_RUN = ("evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare")
 GONE = object()
 QUICK = {"robustness": ("--steps", 1, "--directions", 1, "--images", 50)}
@@ -507,6 +507,13 @@ def test_an_option_of_the_other_mode_is_not_ignored(
     arguments: tuple[str, ...], one_run: Path, refused: Callable[..., str]
 ) -> None:
     refused(("--member",), "export", one_run, *arguments)
+
+
+def test_a_member_that_the_mode_names_is_the_only_one_named(one_run: Path, refused: Callable[..., str]) -> None:
+    refused(("student_9", "student_0"), "export", one_run, "--mode", "member:student_9")
+    refused(("member:NAME",), "export", one_run, "--mode", "member:")
+    refused(("--member",), "export", one_run, "--mode", "member:student_1", "--member", "student_2")
+    refused(("--members", "ensemble"), "export", one_run, "--mode", "member:student_1", "--members")
 
 
 def test_what_a_pruned_model_has_not_is_refused(

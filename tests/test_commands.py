@@ -591,6 +591,24 @@ def test_an_ensemble_of_networks_exports_the_mean_of_their_logits(
     torch.testing.assert_close(outputs["logits"], torch.stack(logits).mean(0), rtol=1e-4, atol=1e-4)
 
 
+def test_another_student_is_exported_in_the_form_that_was_asked_for(
+    one_run: Path, tmp_path: Path, test_images: Images, member_logits: dict[str, Tensor], distilkit: Command
+):
+    run = shutil.copytree(one_run, tmp_path / "run")
+    form = ("--input", "uint8", "--layout", "nhwc", "--batch", 16)
+    document = distilkit("export", run, "--mode", "member:student_1", *form, "--json").json
+    assert (document["passed"], document["batch_sizes"]) == (True, [16])
+    assert (document["mode"], document["member"]) == ("member:student_1", "student_1")
+    assert [document[key] for key in ("input", "layout", "batch", "precision")] == ["uint8", "nhwc", 16, "float32"]
+    assert Path(document["file"]) == run / "exports" / "student_1-uint8-nhwc-batch16.onnx"
+    pixels = test_images.pixels[:32].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    outputs = outputs_of(document["file"], pixels, 16)
+    torch.testing.assert_close(outputs["logits"], member_logits["student_1"][:32], rtol=1e-4, atol=1e-4)
+    metadata = metadata_of(document["file"])
+    assert metadata["input"] == "uint8 [16, 8, 8, 1], pixels 0 to 255, not normalised"
+    assert metadata["precision"] == "float32"
+
+
 @pytest.fixture
 def damaging_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter writes one weight of the first convolution wrong."""

@@ -14,9 +14,10 @@ from torch import nn
 import distilkit
 from distilkit.analysis.perturbation import recompute_statistics
 from distilkit.errors import UserError
+from distilkit.export.form import Form, Formed
 from distilkit.export.latency import interleaved_latency
 from distilkit.export.onnx import EnsembleForExport, SingleForExport, export_onnx
-from distilkit.export.parity import check_onnx
+from distilkit.export.parity import MAX_TOLERANCE, check_onnx
 from distilkit.models import registry
 
 SIZE = (3, 12, 12)
@@ -379,3 +380,75 @@ def test_latency_of_two_files_in_turn(single: tuple[SingleForExport, Path], tmp_
             assert 0 < latency["median_ms"] <= latency["p95_ms"]
     with pytest.raises(UserError, match="no file"):
         interleaved_latency({"missing": tmp_path / "missing.onnx"})
+
+
+# The forms that a file may have.
+
+
+FORMS = {
+    "bytes": Form(pixels="uint8"),
+    "channels last": Form(layout="nhwc"),
+    "bytes, channels last, seven at once": Form(pixels="uint8", layout="nhwc", batch=7),
+    "one at once": Form(batch=1),
+    "half precision": Form(half=True),
+    "half precision, bytes, channels last": Form(half=True, pixels="uint8", layout="nhwc"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_form_computes_the_same_from_the_same_images(tmp_path: Path, form: Form):
+    plain = SingleForExport(classifier()).eval()
+    module = Formed(SingleForExport(classifier()), form).eval()
+    size = form.size(*SIZE[:2])
+    settings = {"size": size, "input_dtype": form.dtype, "batch": form.batch, "half": form.half}
+    export(module, tmp_path / "a.onnx", **settings)
+    model = onnx.load(tmp_path / "a.onnx")
+    (image_input,) = model.graph.input
+    expected_type = onnx.TensorProto.UINT8 if form.pixels == "uint8" else onnx.TensorProto.FLOAT
+    assert image_input.type.tensor_type.elem_type == expected_type
+    dims = [d.dim_param or d.dim_value for d in image_input.type.tensor_type.shape.dim]
+    assert dims == [form.batch or "N", *size]
+    assert {output.type.tensor_type.elem_type for output in model.graph.output} == {onnx.TensorProto.FLOAT}
+
+    # A graph without what only training needs, and without what nothing reads.
+    assert not {"BatchNormalization", "Dropout", "Identity"} & {node.op_type for node in model.graph.node}
+    read = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    assert [node.name for node in model.graph.node if not read & set(node.output)] == []
+    assert [i.name for i in model.graph.initializer if i.name not in read] == []
+    weights = {i.data_type for i in model.graph.initializer if len(i.dims) > 1}
+    assert weights & {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16} == {
+        onnx.TensorProto.FLOAT16 if form.half else onnx.TensorProto.FLOAT
+    }
+
+    pixels = images(20)
+    batches = (form.batch,) if form.batch else (1, 7, 32)
+    parity = check_onnx(
+        tmp_path / "a.onnx",
+        lambda x: plain(
+            (x.permute(0, 3, 1, 2) if form.layout == "nhwc" else x) / (255 if form.dtype.itemsize == 1 else 1)
+        ),
+        form.arrange(pixels),
+        module.output_names,
+        batches,
+        half=form.half,
+    )
+    assert parity.passed, parity.reason
+    assert parity.images == 20
+    assert (parity.tolerance > MAX_TOLERANCE) == form.half
+    assert (parity.max_abs_difference > 1e-5) == form.half
+
+    export(Formed(SingleForExport(classifier()), form), tmp_path / "b.onnx", **settings)
+    assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()
+
+
+def test_half_precision_does_not_excuse_a_wrong_weight(tmp_path: Path):
+    module = SingleForExport(classifier()).eval()
+    export(module, tmp_path / "half.onnx", half=True)
+    assert (tmp_path / "half.onnx").stat().st_size < 20_000
+    model = onnx.load(tmp_path / "half.onnx")
+    weight = next(i for i in model.graph.initializer if len(i.dims) == 4)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] += 1
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "half.onnx")
+    assert not check_onnx(tmp_path / "half.onnx", module, images(), module.output_names, half=True).passed

@@ -29,7 +29,7 @@ def test_the_readme_shows_every_command() -> None:
 
     shown = {command[1] for command in COMMANDS}
     assert shown == {command.name for command in app.registered_commands}
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 11
 
 
 @pytest.mark.parametrize("command", [shlex.join(command) for command in COMMANDS])

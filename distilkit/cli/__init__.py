@@ -8,7 +8,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from distilkit import __version__
-from distilkit.cli import compare, ensemble_eval, evaluate, export, models, predict, prune_branches, robustness, train
+from distilkit.cli import (
+    benchmark,
+    compare,
+    ensemble_eval,
+    evaluate,
+    export,
+    models,
+    predict,
+    prune_branches,
+    robustness,
+    train,
+)
 from distilkit.errors import UserError
 
 app = typer.Typer(
@@ -27,6 +38,7 @@ app.command("robustness")(robustness.robustness)
 app.command("export")(export.export)
 app.command("predict")(predict.predict)
 app.command("compare")(compare.compare)
+app.command("benchmark")(benchmark.benchmark)
 app.command("models")(models.models)
 
 

@@ -1,17 +1,22 @@
 """How fast exported files run, measured in turn so that a busy moment of the machine hits all of them alike."""
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from distilkit.export.parity import input_array, open_session
+from distilkit.export.parity import input_array
+from distilkit.export.runtime import open_session
 from distilkit.randomness import generator
 
 _WARMUPS = 3
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Latency(TypedDict):
@@ -19,6 +24,54 @@ class Latency(TypedDict):
 
     median_ms: float
     p95_ms: float
+
+
+def interleave(contenders: Mapping[Name, Callable[[], object]], repetitions: int) -> dict[Name, Latency]:
+    """Time calls against each other: A, B, A, B, ..., `repetitions` times each, after three rounds not counted."""
+    if repetitions < 1:
+        raise ValueError(f"the number of repetitions must be 1 or more, not {repetitions}")
+    milliseconds: dict[Name, list[float]] = {name: [] for name in contenders}
+    for repetition in range(_WARMUPS + repetitions):
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            call()
+            elapsed = time.perf_counter() - start
+            if repetition >= _WARMUPS:
+                milliseconds[name].append(1000 * elapsed)
+    results = {}
+    for name, values in milliseconds.items():
+        median, p95 = np.percentile(values, [50, 95])
+        results[name] = Latency(median_ms=float(median), p95_ms=float(p95))
+    return results
+
+
+def random_pixels(shape: Sequence[int]) -> Tensor:
+    """Images of random pixels, uint8; the first dimension is the number of images. The same for the same shape."""
+    return torch.randint(256, tuple(shape), dtype=torch.uint8, generator=generator(0, "latency", shape[0]))
+
+
+def session_call(session: Any, batch_size: int) -> Callable[[], object]:
+    """One run of an ONNX Runtime session on `batch_size` images of random pixels."""
+    (image_input,) = session.get_inputs()
+    array = input_array(session, random_pixels((batch_size, *image_input.shape[1:])))
+    return lambda: session.run(None, {image_input.name: array})
+
+
+class Machine(TypedDict):
+    """What else was going on: `cores`, and `load`, how many processes wanted one in the last minute (None: unknown)."""
+
+    cores: int
+    load: float | None
+
+
+def machine() -> Machine:
+    """The machine as it is now; look before measuring, for a measurement is a load too."""
+    return Machine(cores=os.cpu_count() or 1, load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None)
+
+
+def is_busy(found: Machine) -> bool:
+    """Whether more processes wanted a core than there are."""
+    return found["load"] is not None and found["load"] > found["cores"]
 
 
 def interleaved_latency(
@@ -32,26 +85,10 @@ def interleaved_latency(
     All sessions are open at once and run A, B, A, B, ..., `repetitions` times each, after three runs that are not
     counted. Images are random pixels. `threads` None uses every core. Raises `UserError` if a file does not exist.
     """
-    if repetitions < 1:
-        raise ValueError(f"the number of repetitions must be 1 or more, not {repetitions}")
     sessions = {name: open_session(file, threads) for name, file in files.items()}
     results: dict[str, dict[int, Latency]] = {name: {} for name in files}
     for batch_size in batch_sizes:
-        feeds = {}
-        for name, session in sessions.items():
-            (image_input,) = session.get_inputs()
-            shape = (batch_size, *image_input.shape[1:])
-            pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator(0, "latency", batch_size))
-            feeds[name] = {image_input.name: input_array(session, pixels)}
-        milliseconds: dict[str, list[float]] = {name: [] for name in files}
-        for repetition in range(_WARMUPS + repetitions):
-            for name, session in sessions.items():
-                start = time.perf_counter()
-                session.run(None, feeds[name])
-                elapsed = time.perf_counter() - start
-                if repetition >= _WARMUPS:
-                    milliseconds[name].append(1000 * elapsed)
-        for name, values in milliseconds.items():
-            median, p95 = np.percentile(values, [50, 95])
-            results[name][batch_size] = Latency(median_ms=float(median), p95_ms=float(p95))
+        calls = {name: session_call(session, batch_size) for name, session in sessions.items()}
+        for name, latency in interleave(calls, repetitions).items():
+            results[name][batch_size] = latency
     return results

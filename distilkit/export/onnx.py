@@ -10,6 +10,7 @@ import copy
 import io
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,23 +77,39 @@ def export_onnx(
     metadata: Mapping[str, str],
     opset: int | None = None,
     input_dtype: torch.dtype = torch.float32,
+    batch: int | None = None,
+    half: bool = False,
 ) -> None:
     """Write `module` to `file` as ONNX.
 
-    `module`: images [N, C, H, W] of `input_dtype` (float32 in [0, 1], or uint8) -> a tuple of tensors, one for each of
-    `output_names`. `size`: (C, H, W). `metadata`: what the file says of itself. `opset`: None leaves it to torch.
+    `module`: images [N, *size] of `input_dtype` (float32 in [0, 1], or uint8) -> a tuple of tensors, one for each of
+    `output_names`. `size`: (C, H, W), or (H, W, C) for a module that takes that. `metadata`: what the file says of
+    itself. `opset`: None leaves it to torch. `batch`: the only N that the file takes, None for any. `half`: weights and
+    computation in float16, between an input and outputs that stay what they are.
 
-    The input is called `images`, its batch dimension is free. A float32 copy on the CPU in eval mode is exported; the
+    The input is called `images`. A float32 copy on the CPU in eval mode is exported; the
     module stays as it is. Batch norm that follows a convolution directly is folded into it. The same weights give the
     same bytes under the same versions of torch and onnxscript. The file appears complete or not at all, and nothing is
     printed. Raises `UserError` if the network cannot be expressed in ONNX or is too large for one file.
     """
     if sum(t.numel() * 4 for t in module.state_dict().values()) > _MAX_WEIGHT_BYTES:
         raise UserError("this network is larger than the 2 GiB that one ONNX file can hold")
-    model = _translate(module, size, tuple(output_names), opset, input_dtype)
+    model = _translate(module, size, tuple(output_names), opset, input_dtype, batch)
+    if half:
+        # After batch norm was folded, for the product is rounded once then, and a small variance does not become 0.
+        model = _in_half_precision(model)
+    write_model(model, file, metadata)
+
+
+def write_model(model: onnx.ModelProto, file: Path, metadata: Mapping[str, str]) -> None:
+    """Check `model` and write it, with this metadata alone and nothing of the machine it was made on; it is changed.
+
+    The file appears complete or not at all. Raises `onnx.checker.ValidationError` for a graph that is not ONNX.
+    """
     _anonymise(model)
     model.producer_name = "distilkit"
     model.producer_version = distilkit.__version__
+    model.ClearField("metadata_props")
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
     onnx.checker.check_model(model, full_check=True)
     _write_atomically(file, model.SerializeToString(deterministic=True))
@@ -104,11 +121,13 @@ def _translate(
     output_names: tuple[str, ...],
     opset: int | None,
     input_dtype: torch.dtype,
+    batch: int | None,
 ) -> onnx.ModelProto:
     exported = copy.deepcopy(module).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
-    # Two images: a dimension of one would be taken for a constant. Their contents do not matter.
-    images = torch.zeros(2, *size, dtype=input_dtype)
-    with _quiet(), torch.no_grad():
+    # Two images: a free dimension of one would be taken for a constant. Their contents do not matter.
+    images = torch.zeros(batch or 2, *size, dtype=input_dtype)
+    free = {0: torch.export.Dim(BATCH_DIMENSION)} if batch is None else {}
+    with quiet(), torch.no_grad():
         outputs = exported(images)
         if len(outputs) != len(output_names):
             raise ValueError(f"the network has {len(outputs)} outputs, not {', '.join(output_names)}")
@@ -120,7 +139,7 @@ def _translate(
                 verbose=False,
                 input_names=[INPUT_NAME],
                 output_names=list(output_names),
-                dynamic_shapes=({0: torch.export.Dim(BATCH_DIMENSION)},),
+                dynamic_shapes=(free,),
                 opset_version=opset,
                 external_data=False,
                 optimize=True,
@@ -136,14 +155,28 @@ def _translate(
     return model
 
 
+def _in_half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
+    path = list(sys.path)
+    with quiet():
+        from onnxruntime.quantization.onnx_model import ONNXModel
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        # Importing the package adds its folder, whose modules have names like `benchmark`, to the search path.
+        sys.path[:] = path
+        # It appends its casts at the end of the list of nodes, where ONNX wants every node after its inputs.
+        halved = ONNXModel(convert_float_to_float16(model, keep_io_types=True))
+        halved.topological_sort()
+    return halved.model  # type: ignore[no-any-return]
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's progress, logs and warnings from the user: none of them is the user's to act on."""
     sink = io.StringIO()
     disabled = logging.root.manager.disable
     with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), warnings.catch_warnings():
         # Only what these packages warn of in their own code.
-        warnings.filterwarnings("ignore", module=r"(torch|onnxscript|onnx_ir)(\.|$)")
+        warnings.filterwarnings("ignore", module=r"(torch|onnxscript|onnx_ir|onnxruntime)(\.|$)")
         # torch's log handlers hold on to the stderr of their birth, so redirecting does not reach them.
         logging.disable(logging.CRITICAL)
         try:

@@ -7,28 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
 from distilkit.errors import UserError
+from distilkit.export.runtime import RUNTIME_ERRORS, open_session
 
 MAX_TOLERANCE = 1e-3
 """No pair of logits may differ by more, whatever their size."""
 
-_RELATIVE_TOLERANCE = 1e-4
-_BATCHES_OF_SMALLER_SIZES = 8
+MAX_HALF_TOLERANCE = 0.5
+"""The same for files that compute in float16, whose neighbouring numbers lie 0.06 apart at 100."""
 
-_RUNTIME_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
+_RELATIVE_TOLERANCE = 1e-4
+_RELATIVE_HALF_TOLERANCE = 1e-2
+_BATCHES_OF_SMALLER_SIZES = 8
 
 
 @dataclass(frozen=True)
@@ -50,25 +44,6 @@ class Parity:
     reason: str | None
 
 
-def open_session(file: Path, threads: int | None = None) -> Any:
-    """Open `file` in ONNX Runtime on the CPU with all graph optimisations; `threads` None uses every core.
-
-    Raises `UserError` if there is no such file. Warnings are not printed.
-    """
-    if not file.is_file():
-        raise UserError(f"there is no file {file}")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    # Errors only: the runtime also warns of GPUs that it looked for and did not find.
-    onnxruntime.set_default_logger_severity(3)
-    # Else the idle threads of one session keep a core busy while another session is at work.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-
 def input_array(session: Any, images: Tensor) -> NDArray[Any]:
     """Give images (uint8, or float in [0, 1]) the type that the session's one input has."""
     if session.get_inputs()[0].type == "tensor(uint8)":
@@ -79,6 +54,12 @@ def input_array(session: Any, images: Tensor) -> NDArray[Any]:
     return array
 
 
+def fixed_batch(session: Any) -> int | None:
+    """The only number of images that the session takes at once; None if it takes any."""
+    size = session.get_inputs()[0].shape[0]
+    return size if isinstance(size, int) else None
+
+
 def check_onnx(
     file: Path,
     reference: Callable[[Tensor], tuple[Tensor, ...]],
@@ -86,17 +67,21 @@ def check_onnx(
     output_names: Sequence[str],
     batch_sizes: Sequence[int] = (1, 7, 32),
     tolerance: float | None = None,
+    half: bool = False,
 ) -> Parity:
     """Compare every output of `file` with PyTorch's.
 
-    `reference`: the module that was exported, in eval mode on the CPU. `images`: [N, C, H, W], uint8 or float in
-    [0, 1]; both sides get the same numbers. The largest batch size covers all N images, the others up to eight
-    batches; where N is less than a batch size, images are repeated until one batch is full.
+    `reference`: the module that was exported, in eval mode on the CPU. `images`: [N, C, H, W], or as that module takes
+    them, uint8 or float in [0, 1]; both sides get the same numbers. The largest batch size covers all N images, the
+    others up to eight batches; where a batch is not full, and N is less than the batch size or the file takes full
+    batches alone, images are repeated.
 
     `tolerance` None: 1e-4 times the largest output in absolute value (at least 1), but no more than 1e-3. Rounding in
     float32 comes to less: measured on ten architectures with fresh weights the two differed by 1e-6 to 2e-5 of the
     largest logit, which is also how far PyTorch's float32 is from its own float64. A graph that is wrong is off by far
-    more. (A network that itself amplifies rounding beyond 1e-3, such as an untrained ResNet-164, fails.)
+    more. (A network that itself amplifies rounding beyond 1e-3, such as an untrained ResNet-164, fails.) `half`, for a
+    file that computes in float16: 1e-2 times the largest output, no more than 0.5; on a trained ResNet-8 the two
+    differed by 6e-4 of the largest logit.
 
     A file passes if no difference exceeds the tolerance, nothing is NaN, and both see the same class in every image,
     except where PyTorch's own two best are closer than twice the tolerance.
@@ -105,17 +90,16 @@ def check_onnx(
     """
     if not len(images) or not batch_sizes or min(batch_sizes) < 1:
         raise ValueError("a comparison needs at least one image and positive batch sizes")
-    if tolerance is not None and not 0 < tolerance <= MAX_TOLERANCE:
-        raise ValueError(f"the tolerance must lie in (0, {MAX_TOLERANCE:g}], not {tolerance:g}")
+    relative, limit = (_RELATIVE_HALF_TOLERANCE, MAX_HALF_TOLERANCE) if half else (_RELATIVE_TOLERANCE, MAX_TOLERANCE)
+    if tolerance is not None and not 0 < tolerance <= limit:
+        raise ValueError(f"the tolerance must lie in (0, {limit:g}], not {tolerance:g}")
 
     def failed(reason: str) -> Parity:
-        return Parity(
-            tuple(batch_sizes), len(images), math.inf, 0.0, tolerance or MAX_TOLERANCE, passed=False, reason=reason
-        )
+        return Parity(tuple(batch_sizes), len(images), math.inf, 0.0, tolerance or limit, passed=False, reason=reason)
 
     try:
         session = open_session(file)
-    except _RUNTIME_ERRORS as error:
+    except RUNTIME_ERRORS as error:
         return failed(f"ONNX Runtime cannot open the file: {_first_line(error)}")
     names = list(output_names)
     present = [output.name for output in session.get_outputs()]
@@ -130,7 +114,7 @@ def check_onnx(
     if tolerance is None:
         # fmax: a NaN is no scale.
         scale = float(np.fmax.reduce([1.0, *(np.abs(values).max() for values in expected)]))
-        tolerance = min(MAX_TOLERANCE, _RELATIVE_TOLERANCE * scale)
+        tolerance = min(limit, relative * scale)
 
     differences: list[float] = []
     same: list[NDArray[np.bool_]] = []
@@ -139,12 +123,14 @@ def check_onnx(
     input_name = session.get_inputs()[0].name
     for batch_size in dict.fromkeys(batch_sizes):
         wanted = len(images) if batch_size == largest else min(len(images), batch_size * _BATCHES_OF_SMALLER_SIZES)
+        if fixed_batch(session) is not None:
+            wanted = math.ceil(wanted / batch_size) * batch_size
         positions = np.arange(max(wanted, batch_size)) % len(images)
         for start in range(0, len(positions), batch_size):
             batch = positions[start : start + batch_size]
             try:
                 actual = session.run(names, {input_name: pixels[batch]})
-            except _RUNTIME_ERRORS as error:
+            except RUNTIME_ERRORS as error:
                 return failed(f"ONNX Runtime fails on a batch of {len(batch)}: {_first_line(error)}")
             for name, ours, theirs in zip(names, expected, actual, strict=True):
                 if theirs.shape != ours[batch].shape:
