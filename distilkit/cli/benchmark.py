@@ -72,6 +72,8 @@ def _labels(names: set[str]) -> dict[str, str]:
 def _show(document: dict[str, Any]) -> None:
     from distilkit import console
 
+    for run in document["runs"]:
+        console.print_line(f"timed: {run}")
     labels = _labels({result["name"] for result in document["results"]})
     places = dict.fromkeys((result["threads"], result["batch"]) for result in document["results"])
     for threads, batch in places:

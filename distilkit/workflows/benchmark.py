@@ -74,8 +74,9 @@ def benchmark(
     where it has no `single.onnx` one is made for the occasion. For each number of `threads` and each batch size all
     take turns, `repetitions` times, after three rounds that do not count. Input is random pixels.
 
-    `ratios`: the ensemble's time over the leader's, beside the same ratio of FLOPs, for runs that exported both.
-    Raises `UserError` for what is no ONNX file of a classifier, or cannot be compiled here.
+    `runs`: the folders that were timed. `ratios`: the ensemble's time over the leader's, beside the same ratio of
+    FLOPs, for runs that exported both. Raises `UserError` for what is no ONNX file of a classifier, or cannot be
+    compiled here.
     """
     files = [path for path in paths if path.is_file()]
     folders: list[Path | None] = [path for path in paths if not path.is_file()]
@@ -99,6 +100,7 @@ def benchmark(
         raise UserError("no file takes any of the batch sizes", "name others with --batch")
     ratios = [ratio for source, _ in found if isinstance(source, Run) for ratio in _ratios(source, results)]
     return {
+        "runs": [str(source.path) for source, _ in found],
         "batches": list(batches),
         "threads": list(threads),
         "repetitions": repetitions,
