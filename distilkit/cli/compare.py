@@ -44,15 +44,15 @@ def compare(
                 f"{row['parameters']:,}",
                 console.scientific(row["flops"]),
                 console.scientific(row["train_flops"]),
-                "-" if row["bytes"] is None else f"{row['bytes']:,}",
+                "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:.2f}",
             ]
         )
     console.print_table(
         "top-1 errors on the test images, %",
-        ["run", "deployed", "top-1", "95 %", "weights", "TeCost", "TrCost", "bytes"],
+        ["run", "deployed", "top-1", "95 %", "weights", "TeCost", "TrCost", "MB"],
         rows,
         "interval: Wilson's, over test images; one training of each says nothing of the spread over seeds. "
-        "Costs: FLOPs of one image, 2 per multiply-add; bytes: of what is deployed, as safetensors",
+        "Costs: FLOPs of one image, 2 per multiply-add; MB: of what is deployed, as safetensors",
     )
     uncounted = {row["run"]: named_uses(row["uncounted"]) for row in document["rows"] if row["uncounted"]}
     for path, names in uncounted.items():
