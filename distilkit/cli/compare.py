@@ -44,7 +44,7 @@ def compare(
                 f"{row['parameters']:,}",
                 console.scientific(row["flops"]),
                 console.scientific(row["train_flops"]),
-                "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:.2f}",
+                _megabytes(row["bytes"]),
             ]
         )
     console.print_table(
@@ -57,3 +57,10 @@ def compare(
     uncounted = {row["run"]: named_uses(row["uncounted"]) for row in document["rows"] if row["uncounted"]}
     for path, names in uncounted.items():
         console.print_line(f"{path}: not counted, so its costs are too low: {names}")
+
+
+def _megabytes(count: int | None) -> str:
+    """Two digits or more."""
+    if count is None:
+        return "-"
+    return f"{count / 1e6:.1f}" if count >= 1e6 else f"{count / 1e6:.2f}"
