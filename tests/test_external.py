@@ -598,6 +598,16 @@ def test_a_run_writes_down_its_split_and_its_weights_and_needs_the_file_no_more(
     assert PrunedModel.open(run.path / "pruned").model().architecture == "torchvision:shufflenet_v2_x0_5"
 
 
+def test_a_run_with_a_checkpoint_takes_no_other_weights_to_start_from(recipe, published, tmp_path):
+    run = Run.open(Path(train(recipe(), tmp_path / "runs", device="cpu", command="", observer=Observer())["run"]))
+    run.update(state="interrupted")
+    other = recipe(f"model.pretrained={published / 'net.pth'}")
+    with pytest.raises(UserError, match="goes on from a checkpoint") as caught:
+        resume(run.path, device="cpu", observer=Observer(), recipe=other, accept_changes=True)
+    assert "model.pretrained was not set" in str(caught.value)
+    assert Run.open(run.path).recipe.model.pretrained is None
+
+
 def test_a_run_without_checkpoint_begins_again_from_the_same_file_only(recipe, published, tmp_path):
     file = tmp_path / "start.pth"
     file.write_bytes((published / "net.pth").read_bytes())

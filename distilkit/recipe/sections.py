@@ -319,7 +319,7 @@ class Recipe(BaseModel):
             theirs["group.split_at"] = ours["group.split_at"]
         keys = [key for key in {**ours, **theirs} if key != "name"]
         return [
-            f"{key} was {ours.get(key, 'not set')}, now {theirs.get(key, 'not set')}"
+            f"{key} was {_said(ours.get(key))}, now {_said(theirs.get(key))}"
             for key in keys
             if ours.get(key) != theirs.get(key)
         ]
@@ -330,6 +330,11 @@ class Recipe(BaseModel):
 
     def __hash__(self) -> int:
         return hash(self.to_toml())
+
+
+def _said(value: object) -> object:
+    """A setting in a sentence; None is what TOML has no word for."""
+    return "not set" if value is None else value
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -217,6 +217,11 @@ def _continue(
                 f"{path} has no checkpoint that a changed recipe could go on from: {'; '.join(changes)}",
                 "train the changed recipe from its beginning: leave --resume out",
             )
+        if any(change.startswith("model.pretrained ") for change in changes):
+            raise UserError(
+                f"{path} goes on from a checkpoint, which no weights to start from can change: {'; '.join(changes)}",
+                "train the changed recipe from its beginning: leave --resume out",
+            )
         observer.note(f"continuing with a changed recipe: {'; '.join(changes)}")
         if recipe.train.precision == "auto":
             settings = recipe.train.model_copy(update={"precision": run.recipe.train.precision})
