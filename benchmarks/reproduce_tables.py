@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scipy import stats
+from distilkit.analysis.metrics import wilson95
+from distilkit.analysis.statistics import Difference
+from distilkit.analysis.statistics import welch as difference
 
 Runs = Mapping[str, Mapping[str, Any]]
 """A row's figures by seed."""
@@ -36,28 +38,19 @@ def members_mean(run: Mapping[str, Any]) -> float:
 
 def welch(
     results: Mapping[str, Any], of: Callable[[Mapping[str, Any]], float], baseline: str = "baseline"
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Difference]:
     """Every row's difference to the baseline with its 95 % interval (Welch), in points; needs two seeds of each."""
     rows = {row: [of(run) for run in seeds.values()] for row, seeds in results["rows"].items()}
     if len(rows.get(baseline, [])) < 2:
         return {}
-    differences = {}
-    for row, errors in rows.items():
-        if row != baseline and len(errors) >= 2:
-            interval = stats.ttest_ind(errors, rows[baseline], equal_var=False).confidence_interval(0.95)
-            differences[row] = {
-                "difference": statistics.fmean(errors) - statistics.fmean(rows[baseline]),
-                "low": float(interval.low),
-                "high": float(interval.high),
-                "seeds": (len(errors), len(rows[baseline])),
-            }
-    return differences
+    return {
+        row: difference(errors, rows[baseline]) for row, errors in rows.items() if row != baseline and len(errors) >= 2
+    }
 
 
 def wilson(error: float, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval of one run's error in percent, for the images that were drawn to test it."""
-    interval = stats.binomtest(round(error * images / 100), images).proportion_ci(method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
+    return wilson95(round(error * images / 100), images)
 
 
 def _errors(results: Mapping[str, Any]) -> list[str]:
@@ -102,13 +95,14 @@ def _differences(results: Mapping[str, Any]) -> list[str]:
     for row, found in by_leader.items():
         several = len(next(iter(results["rows"][row].values()))["members"]) > 1
         mean = _difference(by_mean[row]) if several else ["", ""]
-        ours, theirs = found["seeds"]
+        ours, theirs = found.counts
         lines.append("| " + " | ".join([row, *_difference(found), *mean, f"{ours}, {theirs}"]) + " |")
     return [*lines, ""]
 
 
-def _difference(found: Mapping[str, Any]) -> list[str]:
-    return [f"{found['difference']:+.2f}", f"{found['low']:+.2f} to {found['high']:+.2f}"]
+def _difference(found: Difference) -> list[str]:
+    known = found.low is not None and found.high is not None
+    return [f"{found.difference:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}" if known else "unknown"]
 
 
 def _every_run(results: Mapping[str, Any]) -> list[str]:

@@ -417,23 +417,32 @@ def test_a_bomb_is_refused_by_name_while_it_is_streamed(tmp_path: Path, monkeypa
 
 def test_a_worker_that_is_killed_is_named(mixed: Path) -> None:
     paths = sorted(map(str, (mixed / "train").rglob("*.JPEG")))
-    batches = decode_batches(Framing(16, 16, 3), (Request(paths) for _ in range(10**6)), 1, pin=False)
+    batches = decode_batches(Framing(16, 16, 3), (Request(paths) for _ in range(1000)), 1, pin=False)
     next(batches)
-    children = {
-        int(line.split()[0])
-        for line in subprocess.run(
-            ["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
-        ).stdout.splitlines()[1:]
-        if "forkserver" in line and _is_below(int(line.split()[0]), os.getpid())
+    # A worker's parent is the fork server, whose parent is this process: both have the server's command line.
+    servers = {
+        pid for pid in _processes() if b"multiprocessing.forkserver" in _command(pid) and _is_below(pid, os.getpid())
     }
-    workers = [pid for pid in children if _parent(pid) in children]
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
+    workers = [pid for pid in servers if _parent(pid) in servers]
+    assert len(workers) == 1
+    os.kill(workers[0], signal.SIGKILL)
     with pytest.raises(ImagesLostError, match="a worker process that decodes images was lost") as caught:
         for _ in batches:
             pass
     assert "SIGKILL" in caught.value.problem
     assert "data.workers" in str(caught.value.hint)
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def _command(pid: int) -> bytes:
+    """Its whole command line (what `ps` prints is cut at the width of the terminal); empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _parent(pid: int) -> int:
