@@ -8,6 +8,7 @@ from `self.training` (dropout as a function, stochastic depth, heads used in tra
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ class Part(nn.Module):
 
     `head_path`: that of that last linear layer, in a branch or a whole; None in a trunk.
 
-    Made by `cut` and `whole`. It can be copied, moved, exported and compiled, but not pickled.
+    `reading`: see there. Made by `cut` and `whole`. It can be copied, moved, exported and compiled, but not pickled.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Part(nn.Module):
         # A generated forward looks its modules up on the `self` that it is given, so it serves every copy of this part.
         self._forward_in_training = _generated_forward(self, graphs[True])
         self._forward_in_evaluation = _generated_forward(self, graphs[False])
+        self.reading = Reading(_folds(graphs[False].nodes), head_path)
 
     def forward(self, x: Tensor) -> Any:
         """Compute the trunk's tensor, or the branch's `(logits [B, C], features [B, D])`."""
@@ -75,6 +77,38 @@ class Part(nn.Module):
         else:
             # Plain tensor attributes become buffers too, so that they move with the part from device to device.
             here.register_buffer(name, value, persistent=path in source.state)
+
+
+class Reading(NamedTuple):
+    """What a trace in evaluation mode tells of a network's modules, by their paths.
+
+    `folds`: convolution and the batch norm that alone reads what it computes, each called once. `head`: the last linear
+    layer, None in a trunk.
+    """
+
+    folds: tuple[tuple[str, str], ...]
+    head: str | None
+
+
+def reading(backbone: nn.Module) -> Reading:
+    """Read an uncut `backbone`. Raises `SettingError` on "model.architecture" like `cut`."""
+    traced = _trace(backbone)
+    return Reading(_folds(traced.traces[False].nodes), traced.head)
+
+
+def _folds(nodes: Iterable[fx.Node]) -> tuple[tuple[str, str], ...]:
+    """Pairs of modules of which the second is the only one to read the first; whoever folds looks what they are."""
+    calls = [node for node in nodes if node.op == "call_module"]
+    times = Counter(str(node.target) for node in calls)
+    folds = []
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        pair = (str(before.target), str(node.target))
+        if all(times[path] == 1 for path in pair):
+            folds.append(pair)
+    return tuple(folds)
 
 
 def cut(backbone: nn.Module, split_at: str) -> tuple[Part, Part]:

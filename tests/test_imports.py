@@ -20,6 +20,7 @@ ROOMS = [
     "recipe",
     "learner",
     "methods",
+    "inference",
     "group",
     "split",
     "models",

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distilkit.analysis import metrics
 from distilkit.errors import UserError
+from distilkit.inference import Inference, Precision
 from distilkit.randomness import generator
 
 DirectionKind = Literal["unit", "filter-normalised"]
@@ -202,30 +203,34 @@ def curve(
     magnitudes: Sequence[float],
     *,
     recompute_on: ImageBatches | None = None,
+    precision: Precision = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, tuple[CurvePoint, ...]]:
     """Measure `module` (images -> logits [B, C]) on every split at every distance along `direction`.
 
     `recompute_on`: images from which batch norm's statistics are recomputed at every distance, 0 included, so that the
-    curve compares like with like; None leaves them frozen. `progress(done, total)` is called after each distance.
+    curve compares like with like; None leaves them frozen. `precision`: see
+    `inference.Inference`. `progress(done, total)` is called after each distance.
     Returns for each split one point per magnitude, in their order. Runs in eval mode, without gradient; parameters,
     statistics and modes are afterwards what they were.
     """
     points: dict[str, list[CurvePoint]] = {split: [] for split in splits}
     with _modes_restored(module):
         module.eval()
+        answers = Inference(module, precision)
         for done, magnitude in enumerate(magnitudes, start=1):
             with perturbed(module, direction, magnitude), statistics_restored(module):
                 if recompute_on is not None:
                     recompute_statistics(module, recompute_on())
+                answers.refresh()
                 for split, batches in splits.items():
-                    points[split].append(CurvePoint(magnitude, *_measure(module, batches())))
+                    points[split].append(CurvePoint(magnitude, *_measure(answers, batches())))
             if progress is not None:
                 progress(done, len(magnitudes))
     return {split: tuple(measured) for split, measured in points.items()}
 
 
-def _measure(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+def _measure(answers: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """Top-1 error in percent and mean cross-entropy in nats."""
     images_seen = 0
     # Added up on the device: reading them after each batch would make the device wait.
@@ -233,7 +238,7 @@ def _measure(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tup
     nats: Tensor | None = None
     with torch.no_grad():
         for images, labels in batches:
-            logits = module(images).float()
+            logits = answers(images).float()
             images_seen += len(images)
             finite = logits.isfinite().all(-1, keepdim=True)
             batch_nats = F.cross_entropy(logits, labels, reduction="none").where(finite.squeeze(-1), math.inf)

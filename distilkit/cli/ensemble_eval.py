@@ -19,6 +19,7 @@ def ensemble_eval(
     checkpoint: options.Checkpoint = None,
     data: options.DataRoot = None,
     device: options.Device = "auto",
+    precision: options.Precision = "fp32",
     trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
@@ -43,6 +44,7 @@ def ensemble_eval(
             checkpoint=checkpoint,
             data_root=data,
             device=device,
+            precision=precision,
             observer=console.TerminalObserver(),
         )
     console.print_json(document) if json_output else _show(document)

@@ -16,6 +16,7 @@ def evaluate(
     checkpoint: options.Checkpoint = None,
     data: options.DataRoot = None,
     device: options.Device = "auto",
+    precision: options.Precision = "fp32",
     trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
@@ -41,6 +42,7 @@ def evaluate(
             checkpoint=checkpoint,
             data_root=data,
             device=device,
+            precision=precision,
             observer=console.TerminalObserver(),
         )
     console.print_json(document) if json_output else _show(document)

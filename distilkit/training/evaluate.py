@@ -10,14 +10,17 @@ from distilkit.analysis.diversity import distances
 from distilkit.analysis.metrics import errors
 from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batches
+from distilkit.inference import Inference, Precision
 from distilkit.learner import Learner
 
 BATCH_SIZE = 250
 
 
 @torch.inference_mode()
-def evaluate_members(learner: Learner, split: Split, accelerator: Accelerator) -> dict[str, Any]:
-    """Errors in percent and the mean cross-entropy in nats of every member and of the ensemble, in eval mode and fp32.
+def evaluate_members(
+    learner: Learner, split: Split, accelerator: Accelerator, precision: Precision = "fp32"
+) -> dict[str, Any]:
+    """Errors in percent and the mean cross-entropy in nats of every member and of the ensemble, in eval mode.
 
     Every image counts once, whatever the number of processes. Returns
     `{"errors": {name: {"top1", "top5"}}, "cross_entropy": {name: nats}}`; with two peers or more `diversity`, their
@@ -26,6 +29,7 @@ def evaluate_members(learner: Learner, split: Split, accelerator: Accelerator) -
     """
     was_training = learner.training
     learner.eval()
+    group = Inference(learner.group, precision)
     method, members = learner.method, learner.group.members
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     names = [*members, *([method.ensemble_name] if method.ensemble_name else [])]
@@ -38,7 +42,7 @@ def evaluate_members(learner: Learner, split: Split, accelerator: Accelerator) -
     counts = float(rank < len(starts))
     share = slice(rank, None, world) if counts else slice(1)
     for images, labels in evaluation_batches(split, BATCH_SIZE, device, share):
-        outputs = learner.group(images)
+        outputs = group(images)
         logits = outputs.logits_SBC
         if method.ensemble_name:
             logits = torch.cat([logits, method.ensemble(outputs)[None]])

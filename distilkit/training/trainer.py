@@ -25,6 +25,7 @@ from distilkit.data.resident import TrainingSource, epoch_order
 from distilkit.data.streaming import training_source
 from distilkit.data.variation import VariedImages
 from distilkit.errors import SettingError, UserError
+from distilkit.inference import Inference
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
@@ -136,7 +137,9 @@ class Trainer:
         named = self.learner.named_parameters()
         self.parameter_names: dict[Tensor, str] = {parameter: name for name, parameter in named}
         self.rampup_epochs = resolve_epochs(getattr(recipe.method, "rampup_epochs", 0), settings.epochs)
-        self.teacher = None if teacher is None else teacher.to(device).to(memory_format=torch.channels_last)
+        if teacher is not None:
+            teacher = teacher.to(device).to(memory_format=torch.channels_last)
+        self.teacher = None if teacher is None else Inference(teacher, precision=None)
         members = self.learner.group.members
         # Peers stand first, so that a slice takes them: a list of positions would have to wait for the device.
         self.peers = len(self.learner.method.peers(members))

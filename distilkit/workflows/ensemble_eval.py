@@ -13,6 +13,7 @@ from distilkit.analysis.metrics import evaluate_logits
 from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
+from distilkit.inference import Inference, Precision
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.run import DataRecord, Run, find_run
@@ -29,6 +30,7 @@ def ensemble_eval(
     checkpoint: str | None,
     data_root: str | None,
     device: str,
+    precision: Precision = "fp32",
     observer: Observer,
 ) -> dict[str, Any]:
     """Evaluate members and ensembles on one split.
@@ -51,7 +53,7 @@ def ensemble_eval(
     require_split(data, split, found[0].path)
     images = data.load((split,), data_root)
     same = [run.data.same(images, run.path, data_root, observer) for run in found]
-    seen = _Images(images.splits[split], torch.device(choose_device(device)), observer)
+    seen = _Images(images.splits[split], torch.device(choose_device(device)), precision, observer)
     if len(found) > 1:
         members = _of_several_runs(found, checkpoint, seen)
     elif found[0].snapshots:
@@ -72,6 +74,7 @@ def ensemble_eval(
     return {
         "run": str(found[0].path) if len(found) == 1 else [str(run.path) for run in found],
         "split": split,
+        "precision": precision,
         "same_data": all(same),
         "images": len(labels),
         "members": evaluated,
@@ -101,19 +104,20 @@ class _Members(NamedTuple):
 class _Images:
     """The images that everything is evaluated on."""
 
-    def __init__(self, split: Split, device: torch.device, observer: Observer) -> None:
-        self.split, self.device, self.observer = split, device, observer
+    def __init__(self, split: Split, device: torch.device, precision: Precision, observer: Observer) -> None:
+        self.split, self.device, self.precision, self.observer = split, device, precision, observer
 
     @torch.inference_mode()
     def predict(self, learner: Learner, what: str) -> tuple[Tensor, Tensor | None]:
         """Logits of the members [S, N, C] and of the method's own ensemble [N, C], where it has one, on the CPU."""
         learner.to(self.device).to(memory_format=torch.channels_last)
+        group, method = Inference(learner.group, self.precision), learner.method
         members, ensembles = [], []
         for batch, _ in evaluation_batches(self.split, BATCH_SIZE, self.device):
-            logits_SBC, ensemble_BC = learner.predict(batch)
-            members.append(logits_SBC.cpu())
-            if ensemble_BC is not None:
-                ensembles.append(ensemble_BC.cpu())
+            outputs = group(batch)
+            members.append(outputs.logits_SBC.cpu())
+            if method.ensemble_name:
+                ensembles.append(method.ensemble(outputs).cpu())
             done = sum(part.shape[1] for part in members)
             self.observer.progress(f"images, {what}", done, len(self.split.labels))
         return torch.cat(members, dim=1), torch.cat(ensembles) if ensembles else None

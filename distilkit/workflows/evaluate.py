@@ -10,6 +10,7 @@ from distilkit.analysis.metrics import evaluate_logits
 from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
+from distilkit.inference import Inference, Precision
 from distilkit.observer import Observer
 from distilkit.run import DataRecord, open_model
 
@@ -26,6 +27,7 @@ def evaluate(
     checkpoint: str | None,
     data_root: str | None,
     device: str,
+    precision: Precision = "fp32",
     observer: Observer,
 ) -> dict[str, Any]:
     """Top-1 and top-5 error (percent), cross-entropy (nats), calibration error and per-class errors (percent).
@@ -36,12 +38,13 @@ def evaluate(
     require_split(model.data, split, found.path)
     data = model.data.load((split,), data_root)
     same = model.data.same(data, found.path, data_root, observer)
-    logits = predict(model.classifier, data.splits[split], device, observer)
+    logits = predict(model.classifier, data.splits[split], device, observer, precision)
     figures = evaluate_logits(logits, data.splits[split].labels)
     return {
         "run": str(found.path),
         "member": model.member,
         "split": split,
+        "precision": precision,
         "same_data": same,
         "images": figures.images,
         "top1_error": figures.top1_error,
@@ -60,13 +63,15 @@ def require_split(data: DataRecord, split: SplitName, path: Path) -> None:
 
 
 @torch.inference_mode()
-def predict(classifier: nn.Module, split: Split, device: str, observer: Observer) -> Tensor:
-    """Logits [N, C] of every image in order, on the CPU, in fp32."""
+def predict(
+    classifier: nn.Module, split: Split, device: str, observer: Observer, precision: Precision = "fp32"
+) -> Tensor:
+    """Logits [N, C] of every image in order, on the CPU, in fp32; `precision`: what they are computed in."""
     where = torch.device(choose_device(device))
-    classifier = classifier.to(where).eval()
+    answers = Inference(classifier.to(where).eval(), precision)
     outputs, done = [], 0
     for images, _ in evaluation_batches(split, BATCH_SIZE, where):
-        outputs.append(classifier(images).cpu())
+        outputs.append(answers(images).cpu())
         done += len(images)
         observer.progress("images", done, len(split.labels))
     return torch.cat(outputs)

@@ -16,6 +16,7 @@ from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
 from distilkit.group import Classifier
+from distilkit.inference import Inference, Precision
 from distilkit.observer import Observer
 from distilkit.randomness import generator
 from distilkit.report.curves import plot_curves
@@ -34,7 +35,7 @@ class Settings:
 
     `max_distance`, `steps`: the grid of magnitudes, 0 included. `images`: of each split, drawn by `seed`. `rise`: in
     points, for the magnitude at which the error has risen so far. `parameters`: whether parameters are perturbed at
-    all. `inputs`: the kinds of perturbed images, see `analysis.corruption`.
+    all. `inputs`: the kinds of perturbed images, see `analysis.corruption`. `precision`: what the network computes in.
     """
 
     max_distance: float
@@ -47,6 +48,7 @@ class Settings:
     rise: float = 10.0
     parameters: bool = True
     inputs: tuple[str, ...] = ()
+    precision: Precision = "fp32"
 
 
 def robustness(
@@ -149,6 +151,7 @@ def _curves(
                 vector.to(splits["test"].device),
                 grid,
                 recompute_on=splits["train"].images if settings.statistics == "recomputed" else None,
+                precision=settings.precision,
                 progress=progress,
             )
         )
@@ -170,13 +173,14 @@ def _under_perturbed_images(
     classifier: Classifier, batches: "_Batches", settings: Settings, name: str, observer: Observer
 ) -> dict[str, Any]:
     """Top-1 test errors in percent, of the images themselves and by kind and severity; fixed statistics."""
+    answers = Inference(classifier, settings.precision)
 
     def error(kind: str | None, severity: int) -> float:
         wrong, seen = torch.zeros((), dtype=torch.int64, device=batches.device), 0
         for images, labels in batches():
             if kind is not None:
                 images = corruption.corrupt(images, kind, severity, seed=settings.seed, start=seen)
-            wrong += metrics.errors(classifier(images).float(), labels).top1
+            wrong += metrics.errors(answers(images).float(), labels).top1
             seen += len(labels)
         return 100 * int(wrong) / seen
 
