@@ -153,7 +153,11 @@ def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
 
 def _wide(output: Any) -> Any:
     if not isinstance(output, GroupOutput):
-        return output.float()
-    features = tuple(each.float() for each in output.features)
-    trunk = None if output.trunk is None else output.trunk.float()
-    return output._replace(logits_SBC=output.logits_SBC.float(), features=features, trunk=trunk)
+        return _at_least_fp32(output)
+    features = tuple(_at_least_fp32(each) for each in output.features)
+    trunk = None if output.trunk is None else _at_least_fp32(output.trunk)
+    return output._replace(logits_SBC=_at_least_fp32(output.logits_SBC), features=features, trunk=trunk)
+
+
+def _at_least_fp32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

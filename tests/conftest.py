@@ -82,12 +82,16 @@ def tiny(tmp_path: Path) -> Callable[..., Recipe]:
     return recipe
 
 
-def train_tiny(folder: Path, *overrides: str) -> Path:
+def train_tiny(folder: Path, *overrides: str, observer: Observer | None = None) -> Path:
     """Train the tiny recipe below `folder`; returns the run's path."""
     file = folder / "tiny.toml"
     file.write_text(TINY, encoding="utf-8")
     document = train(
-        load(file, overrides), folder / "runs", device="cpu", command="distilkit train tiny.toml", observer=Observer()
+        load(file, overrides),
+        folder / "runs",
+        device="cpu",
+        command="distilkit train tiny.toml",
+        observer=observer or Observer(),
     )
     return Path(document["run"])
 

@@ -24,7 +24,7 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kill_harness import REPOSITORY, Harness, Moment
-from torch import Tensor
+from torch import Tensor, nn
 
 from distilkit.data.base import Split
 from distilkit.data.resident import TrainingImages
@@ -149,12 +149,12 @@ def test_the_parts_of_all_processes_are_the_global_batch_with_its_augmentation(
     assert torch.equal(torch.cat([piece[1] for piece in pieces]), labels)
 
 
-class _Group:
+class _Group(nn.Module):
     """Two members that read their logits off the images: pixel k of channel m is member m's logit of class k."""
 
     members = ("student_0", "student_1")
 
-    def __call__(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor) -> Any:
         logits_BSC = images[:, :, 0, :].float() / 16
         return GroupOutput(logits_SBC=logits_BSC.transpose(0, 1), features=(), trunk=None, members=self.members)
 

@@ -222,7 +222,7 @@ def test_adamw_resumes_exactly(tmp_path: Path) -> None:
 
 
 def test_auto_precision_is_what_the_probe_found_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_step", lambda *args: {"fp32": 2.0, "bf16": 1.0}[args[-1]])
+    monkeypatch.setattr(precision, "timed_step", lambda *args: {"fp32": 2.0, "bf16": 1.0}[args[-1]])
     run = Run.open(train_tiny(tmp_path, "train.precision=auto", "train.epochs=1"))
     assert run.recipe.train.precision == "bf16"
     assert run.record["precision"]["probe_seconds"] == {"fp32": 2.0, "bf16": 1.0}
@@ -235,7 +235,7 @@ def test_auto_precision_stays_with_fp32_where_bf16_is_emulated(tmp_path: Path, m
         steps.append(args[-1])
         return {"fp32": 1.0, "bf16": 10.0}[args[-1]]
 
-    monkeypatch.setattr(precision, "_step", slow)
+    monkeypatch.setattr(precision, "timed_step", slow)
     run = Run.open(train_tiny(tmp_path, "train.precision=auto", "train.epochs=1"))
     assert run.recipe.train.precision == "fp32"
     assert steps.count("bf16") == 2, "the probe gives up early where bf16 is slow"
@@ -245,13 +245,13 @@ def test_the_probe_leaves_no_trace_in_the_training(tmp_path: Path, monkeypatch: 
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     plain = train_tiny(tmp_path / "a", "train.epochs=1")
-    real = precision._step
+    real = precision.timed_step
 
     def timed(*args: Any) -> float:
         real(*args)
         return {"fp32": 1.0, "bf16": 2.0}[args[-1]]
 
-    monkeypatch.setattr(precision, "_step", timed)
+    monkeypatch.setattr(precision, "timed_step", timed)
     assert _equal(plain, train_tiny(tmp_path / "b", "train.epochs=1", "train.precision=auto"))
 
 

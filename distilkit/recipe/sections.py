@@ -184,7 +184,9 @@ class TrainSection(_Section):
         0.0, ge=0, lt=1, description="Decay per step of a moving average of the weights, which is deployed; 0: none."
     )
     deterministic: bool = Field(
-        False, description="On CUDA too, the same seed gives the same bits; slower. On a CPU it does so anyway."
+        False,
+        description="On CUDA too, the same seed gives the same bits; slower. On a CPU it does so with the same number "
+        "of threads, which is then not left to a probe.",
     )
     sync_batch_norm: bool = Field(
         False, description="Batch norm over the batches of all processes together; only on CUDA."

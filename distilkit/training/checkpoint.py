@@ -249,6 +249,10 @@ def restore_optimizer(
     index: dict[Tensor, int] = {parameter: i for i, parameter in enumerate(order)}
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
-        packed.setdefault(index[by_name[name]], {})[entry] = tensor
+        parameter = by_name[name]
+        if tensor.shape == parameter.shape:
+            # In the parameter's own memory layout: fused kernels walk through both by address.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+        packed.setdefault(index[parameter], {})[entry] = tensor
     # load_state_dict casts to each parameter's device and dtype, and leaves Adam's step counters as they need to be.
     optimizer.load_state_dict({"state": packed, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -42,7 +42,7 @@ def choose(learner: Learner, images: Tensor, labels: Tensor, *, repetitions: int
     with seeded(0, "precision-probe"):
         for repetition in range(repetitions + 1):
             for precision, times in seconds.items():
-                elapsed = _step(twin, images, labels, precision)
+                elapsed = timed_step(twin, images, labels, precision)
                 if repetition:  # The first of each warms up allocators and kernels.
                     times.append(elapsed)
             if repetition and min(seconds["bf16"]) > GIVE_UP * min(seconds["fp32"]):
@@ -51,7 +51,8 @@ def choose(learner: Learner, images: Tensor, labels: Tensor, *, repetitions: int
     return ("bf16" if medians["fp32"] > GAIN * medians["bf16"] else "fp32"), medians
 
 
-def _step(learner: Learner, images: Tensor, labels: Tensor, precision: str) -> float:
+def timed_step(learner: Learner, images: Tensor, labels: Tensor, precision: str) -> float:
+    """Seconds of one forward and backward pass; the gradients are dropped."""
     _synchronize(images.device)
     start = time.perf_counter()
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):

@@ -132,7 +132,9 @@ class Trainer:
         )
         self.images = _varied(source, recipe.data, data.spec, seed, device)
         self.bounds = batch_bounds(len(self.images), settings.batch_size, accelerator.num_processes)
-        self.plain_optimizer = make_optimizer(recipe.optimizer, self.learner)
+        # A gradient scaler hands a fused optimizer gradients that are still scaled; that path is not tested anywhere.
+        fused = accelerator.scaler is None
+        self.plain_optimizer = make_optimizer(recipe.optimizer, self.learner, fused=fused)
         self.wrapped, self.optimizer = accelerator.prepare(self.learner, self.plain_optimizer)
         named = self.learner.named_parameters()
         self.parameter_names: dict[Tensor, str] = {parameter: name for name, parameter in named}

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from distilkit import __version__
 from distilkit.analysis.cost import named_uses
@@ -28,6 +29,7 @@ from distilkit.report.card import write_card
 from distilkit.run import DataRecord, Run, data_record, spec_record, written_by_us_alone
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import precision as precisions
+from distilkit.training import threads as thread_counts
 from distilkit.training.build import build_learner, placed
 from distilkit.training.footprint import checkpoint_bytes
 from distilkit.training.interrupt import Interrupted
@@ -114,7 +116,9 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     with here.main_process_first():
         data = _load(recipe)
     _normalise_for(learner, data)
-    recipe, probe = _with_precision(recipe, learner, data, here)
+    threads, thread_probe = _threads(recipe, learner, data, here, observer)
+    with thread_counts.threads(threads):
+        recipe, probe = _with_precision(recipe, learner, data, here)
     with placed(recipe):
         check_settings(recipe, len(data.splits["train"].labels), here.device, here.num_processes)
     path = None
@@ -129,6 +133,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
                 "device": _device_name(here.device),
                 "processes": here.num_processes,
                 "precision": {"used": recipe.train.precision, "probe_seconds": probe},
+                "threads": {"used": threads, "probe_seconds": thread_probe},
                 "pretrained": pretrained,
                 "state": "running",
                 **_described(recipe, learner, cost, data_record(recipe, data)),
@@ -296,7 +301,9 @@ def _fit(
             if main:
                 run.update(state="running")
             begun = True
-            trainer.fit()
+            # As many as it began with, so that a resumed run adds up in the same order.
+            with thread_counts.threads(run.record.get("threads", {}).get("used")):
+                trainer.fit()
     except BaseException as error:
         if main and begun:
             # A folder that cannot be written must not hide what went wrong.
@@ -456,6 +463,26 @@ def _normalise_for(learner: Learner, data: ImageData) -> None:
     learner.group.normalize = Normalize(data.spec.mean, data.spec.std)
 
 
+def _threads(
+    recipe: Recipe, learner: Learner, data: ImageData, here: PartialState, observer: Observer
+) -> tuple[int | None, dict[str, float] | None]:
+    """How many threads a step takes on a CPU, and the probe's medians in seconds a step; None: torch's own affair."""
+    if here.num_processes > 1 or recipe.train.deterministic or not thread_counts.may_choose(here.device):
+        return None, None
+    count, seconds = thread_counts.choose(learner, *_first_batch(recipe, learner, data, here))
+    if count == 1:
+        observer.note("one thread computes: on this machine, as busy as it is, several are slower")
+    return count, seconds
+
+
+def _first_batch(recipe: Recipe, learner: Learner, data: ImageData, here: PartialState) -> tuple[Tensor, Tensor]:
+    """Images and labels for a probe, as many as a step has; the learner goes where they are."""
+    count = max(2, recipe.train.batch_size // (here.num_processes * recipe.train.accumulation))
+    train = data.splits["train"]
+    learner.to(here.device).to(memory_format=torch.channels_last)
+    return train.images[:count].to(here.device), train.labels[:count].to(here.device)
+
+
 def _with_precision(
     recipe: Recipe, learner: Learner, data: ImageData, here: PartialState
 ) -> tuple[Recipe, dict[str, float] | None]:
@@ -464,13 +491,7 @@ def _with_precision(
         return recipe, None
     found = None
     if here.is_main_process:
-        train, count = (
-            data.splits["train"],
-            max(2, recipe.train.batch_size // (here.num_processes * recipe.train.accumulation)),
-        )
-        learner.to(here.device).to(memory_format=torch.channels_last)
-        images, labels = train.images[:count].to(here.device), train.labels[:count].to(here.device)
-        found = precisions.choose(learner, images, labels)
+        found = precisions.choose(learner, *_first_batch(recipe, learner, data, here))
     chosen, seconds = from_main(found)
     settings = recipe.train.model_copy(update={"precision": chosen})
     return recipe.model_copy(update={"train": settings}), seconds

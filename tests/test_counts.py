@@ -1,0 +1,94 @@
+"""Speed's regression guard: counts instead of seconds, which hold on a busy machine too.
+
+A step may not wait for the device (on CUDA each `.item()` would), nor do more operators than it does today; a batch may
+not read more than the pixels it is made of; starting up may not import what it does not need.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import contestants
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from distilkit.data.resident import TrainingImages
+from distilkit.observer import Observer
+from distilkit.training.processes import make_accelerator
+from distilkit.training.trainer import Trainer
+
+WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero")
+"""What makes the host wait for the device."""
+
+FREE = ("detach", "empty", "view", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "slice", "select")
+"""What computes nothing."""
+
+OPERATORS = {"baseline": 320, "one": 580, "okddip": 730}
+"""At most, in a step of ResNet-32, those that compute nothing not counted."""
+
+
+class Counting(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted(work: Callable[[], object]) -> Counter[str]:
+    with Counting() as counting:
+        work()
+    return counting.counts
+
+
+def working(counts: Counter[str]) -> int:
+    return sum(count for name, count in counts.items() if name.removeprefix("aten::") not in FREE)
+
+
+def trainer(method: str, folder: Any, accelerator: Accelerator) -> Trainer:
+    recipe = contestants.recipe_of(method, "train.batch_size=8", "train.precision=fp32")
+    data = contestants.data(32)
+    made = Trainer(recipe, contestants.learner_of(recipe, data), data, accelerator, folder, Observer())
+    made.wrapped.train()
+    return made
+
+
+@pytest.mark.parametrize("method", OPERATORS)
+def test_a_step_never_waits_and_does_no_more_than_it_did(method: str, tmp_path: Any) -> None:
+    made = trainer(method, tmp_path, make_accelerator("fp32", "cpu", None))
+    order = torch.arange(32)
+    made._step(0, order[:8], 1.0)  # The first makes the optimizer's state.
+    counts = counted(lambda: made._step(1, order[8:16], 1.0))
+    assert not {name: counts[name] for name in WAITS if counts[name]}
+    assert counts["aten::convolution"] == counts["aten::convolution_backward"] > 30
+    done = working(counts)
+    assert done <= OPERATORS[method], counts.most_common(20)
+    assert done > 0.8 * OPERATORS[method], f"{done} operators: lower the bound, so that it guards"
+
+
+def test_a_training_batch_is_one_gather_of_bytes() -> None:
+    split = contestants.data(32).splits["train"]
+    source = TrainingImages(split, augment="crop-flip", seed=0, device=torch.device("cpu"))
+    order = torch.arange(16)
+    counts = counted(lambda: source.batch(order, 0))
+    images, _ = source.batch(order, 0)
+    assert images.dtype == torch.uint8
+    assert counts["aten::index"] == 2, "one for the pixels, one for the labels"
+    done = working(counts)
+    assert done <= 25, counts
+
+
+def test_the_losses_are_read_together(tmp_path: Any) -> None:
+    made = trainer("one", tmp_path, make_accelerator("fp32", "cpu", None))
+    order = torch.arange(32)
+    for step in range(3):
+        made._step(step, order[8 * step : 8 * step + 8], 1.0)
+    counts = counted(lambda: made._look(0, 3))
+    assert sum(counts[name] for name in WAITS) == 0, "one copy of all values, none value by value"
+    assert sum(counts.values()) < 20
