@@ -278,7 +278,8 @@ def _figures(run: Path) -> dict[str, Any]:
 def _curves(lines: list[dict[str, Any]], ensemble: str | None) -> dict[str, Any]:
     """metrics.jsonl as columns, as far as figures need it: top-1 errors in percent, distances between peers.
 
-    `train`: of every epoch, measured while the weights change; `test`: of the epochs in `test_epochs`.
+    `train`: of every epoch, measured while the weights change; `test`: of the epochs in `test_epochs`. `weights`: what
+    the method weighs students with, mean over the test images, of those epochs: ONE's gate, OKDDip's attention.
     """
     evaluated = [line for line in lines if "test" in line]
     columns: dict[str, Any] = {"test_epochs": [line["epoch"] for line in evaluated]}
@@ -289,6 +290,8 @@ def _curves(lines: list[dict[str, Any]], ensemble: str | None) -> dict[str, Any]
             columns[f"{split}_ensemble"] = columns[split].pop(ensemble)
         if "diversity" in of[-1][split]:
             columns[f"{split}_diversity"] = [_rounded(line[split]["diversity"]) for line in of]
+    for name in evaluated[-1]["test"].get("weights", {}):
+        columns.setdefault("weights", {})[name] = [_rounded(line["test"]["weights"][name]) for line in evaluated]
     return columns
 
 

@@ -19,6 +19,7 @@ def markdown(results: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         return "\n".join([*lines, "Nothing has been run yet.", "", f"To be made by `{results['command']}`.", ""])
     lines += _errors(results)
     lines += _differences(results)
+    lines += _attention(results)
     lines += _every_run(results)
     for picture in pictures:
         lines += [f"![{picture}]({picture})", ""]
@@ -103,6 +104,42 @@ def _differences(results: Mapping[str, Any]) -> list[str]:
 def _difference(found: Difference) -> list[str]:
     known = found.low is not None and found.high is not None
     return [f"{found.difference:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}" if known else "unknown"]
+
+
+def _attention(results: Mapping[str, Any]) -> list[str]:
+    """How much of its own prediction a peer's target is, for rows whose peers attend to one another."""
+    lines = []
+    for row, seeds in results["rows"].items():
+        curves = [run["curves"] for run in seeds.values() if "attention" in run["curves"].get("weights", {})]
+        if not curves:
+            continue
+        of_epochs = {
+            epoch: [_own_share(curve["weights"]["attention"][curve["test_epochs"].index(epoch)]) for curve in curves]
+            for epoch in _begin_middle_end(curves[0]["test_epochs"])
+            if all(epoch in curve["test_epochs"] for curve in curves)
+        }
+        shown = ", ".join(f"{_mean(values, 3)} after {epoch}" for epoch, values in of_epochs.items())
+        peers = len(curves[0]["weights"]["attention"][-1])
+        lines.append(f"| {row} | {1 / peers:.3f} | {shown} epochs |")
+    if not lines:
+        return []
+    return [
+        "The share of a peer's own prediction in its target (OKDDip's attention alpha_aa, mean over peers and test "
+        "images; mean over seeds):",
+        "",
+        "| row | even shares | share |",
+        "|---|---|---|",
+        *lines,
+        "",
+    ]
+
+
+def _own_share(attention_AA: Sequence[Sequence[float]]) -> float:
+    return statistics.fmean(attention_AA[a][a] for a in range(len(attention_AA)))
+
+
+def _begin_middle_end(epochs: Sequence[int]) -> list[int]:
+    return list(dict.fromkeys([epochs[0], epochs[len(epochs) // 2], epochs[-1]]))
 
 
 def _every_run(results: Mapping[str, Any]) -> list[str]:

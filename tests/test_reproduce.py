@@ -149,6 +149,16 @@ def test_collecting_again_from_the_record_alone_changes_nothing(tmp_path: Path) 
     assert {file: file.read_bytes() for file in reproduce.write(again)} == files
 
 
+def test_the_page_says_how_much_peers_attend_to_themselves(tmp_path: Path) -> None:
+    cell = reproduce.cells(reproduce.read_table("tiny"), ())[0]
+    folder = pretend_run(tmp_path / "runs", cell, 40.0)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[1]["test"]["weights"] = {"attention": [[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.15, 0.15, 0.7]]}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = reproduce_tables.markdown(collected(tmp_path))
+    assert "| baseline | 0.333 | 0.800 after 2 epochs |" in page
+
+
 def test_the_page_gives_means_deviations_and_both_intervals(tmp_path: Path) -> None:
     errors = {"baseline": [], "kd": []}
     for index, cell in enumerate(reproduce.cells(reproduce.read_table("tiny"), ())):
