@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from distilkit.report.history import Line, Values, thinned
@@ -73,7 +73,9 @@ class HeatMap:
     high: float = 1.0
     numbers: bool = False
     form: str = ".2f"
-    axis: tuple[str, ...] = field(default=())
+    root: bool = False
+    """The shade is the square root of the value's share: what is rare is seen."""
+    axis: tuple[str, ...] = ()
     """The labels of the columns that are written; empty: all."""
 
 

@@ -2,12 +2,13 @@
 
 import base64
 import io
+import math
 
 from markupsafe import Markup, escape
 
 from distilkit.report.charts import HeatMap
 
-WIDTH = 420
+WIDTH = 360
 DRAWN_AS_CELLS = 2500
 """Of more cells the picture is one of pixels, a fiftieth of the size."""
 
@@ -73,7 +74,8 @@ def _short(label: str) -> str:
 def _shade(heat: HeatMap, value: float | None) -> float:
     if value is None:
         return 0.0
-    return min(1.0, max(0.0, (value - heat.low) / (heat.high - heat.low)))
+    share = min(1.0, max(0.0, (value - heat.low) / (heat.high - heat.low)))
+    return math.sqrt(share) if heat.root else share
 
 
 def _cells(heat: HeatMap, left: float, top: float, width: float, height: float) -> str:

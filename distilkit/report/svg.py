@@ -11,13 +11,14 @@ from distilkit.report.charts import Chart, Series
 from distilkit.report.scale import Scale, ticks, written
 
 COLOURS = 8
-WIDTH, HEIGHT = 420, 290
-WIDE, TALL = 680, 420
+WIDTH, HEIGHT = 360, 260
+WIDE, TALL = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 26, 44
 LABEL_LENGTH = 30
 TOGETHER = 24
 """Points closer than this, across, have one column of labels."""
 
+EVERY_MARK = 16
 MARKS_ON_A_LINE = 6
 
 # Unit shapes around (0, 0), so that colour is never the only difference.
@@ -123,14 +124,15 @@ def _series(series: Series, x: Scale, y: Scale) -> str:
     if series.joined:
         parts.append(f'<path class="line {series.dash}" d="{_path(series, x, y)}"/>')
     if series.marks:
-        step = max(1, math.ceil(len(known) / MARKS_ON_A_LINE)) if series.joined else 1
+        step = 1 if len(known) <= EVERY_MARK else math.ceil(len(known) / MARKS_ON_A_LINE)
         # Alike lines would cover each other's marks: each begins elsewhere.
-        first = (series.style * step // 4) % step if series.joined and step > 1 else 0
+        first = (series.style * step // 4) % step
         places = known[first::step]
+        size = "" if series.joined or series.weight != "thick" else " scale(1.5)"
         title = "" if series.joined else f"<title>{escape(_point(series))}</title>"
+        shape = f'd="{mark(series.style)}">{title}</path>'
         parts += [
-            f'<path class="mark" transform="translate({at:.1f},{height:.1f})" d="{mark(series.style)}">{title}</path>'
-            for at, height in places
+            f'<path class="mark" transform="translate({at:.1f},{height:.1f}){size}" {shape}' for at, height in places
         ]
     hollow = " hollow" if series.hollow else ""
     data = _data(series) if series.joined and series.weight != "thin" and series.style >= 0 else ""

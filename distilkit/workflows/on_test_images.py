@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from distilkit.analysis.metrics import confusion, evaluate_logits, reliability
+from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
+from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.report.measured import ReliabilityBin, TestedClassifier, TestedRun
 from distilkit.run import Run, write_json
@@ -58,23 +60,13 @@ def _kept(file: Path) -> TestedRun | None:
         return None
 
 
-@torch.inference_mode()
 def _tested(run: Run, digest: str, data_root: str | None, device: str, observer: Observer) -> TestedRun:
     where = torch.device(choose_device(device))
     learner = run.learner().to(where).to(memory_format=torch.channels_last)
     data = run.data.load(("test",), data_root)
     same = run.data.same(data, run.path, data_root, observer)
     split = data.splits["test"]
-    members, ensembles, done = [], [], 0
-    for images, _ in evaluation_batches(split, BATCH_SIZE, where):
-        logits_SBC, ensemble_BC = learner.predict(images)
-        members.append(logits_SBC.cpu())
-        ensembles += [] if ensemble_BC is None else [ensemble_BC.cpu()]
-        done += len(images)
-        observer.progress(f"test images of {run.path.name}", done, len(split.labels))
-    found = dict(zip(learner.group.members, torch.cat(members, dim=1), strict=True))
-    if ensembles:
-        found[str(learner.method.ensemble_name)] = torch.cat(ensembles)
+    found = _logits(learner, split, where, run.path.name, observer)
     document = TestedRun(
         weights=digest,
         images=len(split.labels),
@@ -85,6 +77,20 @@ def _tested(run: Run, digest: str, data_root: str | None, device: str, observer:
     )
     # As it will be read: without NaN.
     return TestedRun.model_validate_json(json.dumps(finite(document.model_dump(mode="json"))))
+
+
+@torch.inference_mode()
+def _logits(learner: Learner, split: Split, where: torch.device, name: str, observer: Observer) -> dict[str, Tensor]:
+    """Logits [N, C] of every member and of the ensemble, on the CPU."""
+    members, ensembles, done = [], [], 0
+    for images, _ in evaluation_batches(split, BATCH_SIZE, where):
+        logits_SBC, ensemble_BC = learner.predict(images)
+        members.append(logits_SBC.cpu())
+        ensembles += [] if ensemble_BC is None else [ensemble_BC.cpu()]
+        done += len(images)
+        observer.progress(f"test images of {name}", done, len(split.labels))
+    found = dict(zip(learner.group.members, torch.cat(members, dim=1), strict=True))
+    return found | ({str(learner.method.ensemble_name): torch.cat(ensembles)} if ensembles else {})
 
 
 def _classifier(logits_NC: Tensor, labels_N: Tensor) -> TestedClassifier:

@@ -235,7 +235,7 @@ def _summary(boards: Sequence[Board]) -> Iterator[str]:
                 yield f"{_counted(len(sure) - SAID, 'further difference')}: see the table."
             if unsure := len(board.differences) - len(sure):
                 more = "other " if sure else ""
-                yield f"{_counted(unsure, f'{more}comparison')} {'shows' if unsure == 1 else 'show'} no difference."
+                yield f"{_counted(unsure, f'{more}comparison')}: nothing can be concluded."
         elif trainings == 1:
             yield "One training says nothing of the spread over seeds: nothing can be concluded about the recipe."
 
@@ -245,8 +245,8 @@ def _said(difference: Mapping[str, Any]) -> str:
     more = "fewer" if difference["difference"] < 0 else "more"
     low, high = sorted(abs(difference[end]) for end in ("low", "high"))
     return (
-        f"{difference['ours_label']}: its {what} makes {abs(difference['difference']):.2f} points {more} errors than that "
-        f"of {difference['theirs_label']} (95 % interval {low:.2f} to {high:.2f}; {difference['counts'][0]} and "
+        f"{difference['ours_label']}: its {what} makes {abs(difference['difference']):.2f} points {more} errors than "
+        f"that of {difference['theirs_label']} (95 % interval {low:.2f} to {high:.2f}; {difference['counts'][0]} and "
         f"{difference['counts'][1]} trainings)."
     )
 

@@ -122,7 +122,7 @@
     });
   }
 
-  // A link into a closed part opens it; on paper all parts are open; a small screen begins with the contents closed.
+  // A link into a closed part opens it; a small screen begins with the contents closed.
   const reveal = () => {
     const target = location.hash ? document.getElementById(decodeURIComponent(location.hash.slice(1))) : null;
     if (target?.matches("details")) {
@@ -132,11 +132,5 @@
   };
   addEventListener("hashchange", reveal);
   reveal();
-  let closed = [];
-  addEventListener("beforeprint", () => {
-    closed = all("main details:not([open])");
-    closed.forEach((part) => { part.open = true; });
-  });
-  addEventListener("afterprint", () => closed.forEach((part) => { part.open = false; }));
   if (innerWidth < 1120) document.getElementById("panel").open = false;
 })();
