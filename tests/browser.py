@@ -7,10 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -43,7 +46,7 @@ class Faults:
 class WatchedPage:
     """A Playwright page and its `faults`; everything else is the page's own."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: "Page") -> None:
         self.page, self.faults = page, Faults()
         page.on("console", self._told)
         page.on("pageerror", lambda error: self.faults.console.append(str(error)))
@@ -51,23 +54,23 @@ class WatchedPage:
         page.on("requestfailed", lambda request: self.faults.failed.append(request.url))
         page.on("dialog", self._dialog)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.page, name)
 
-    def _told(self, message: object) -> None:
-        if message.type in ("error", "warning"):  # type: ignore[attr-defined]
-            self.faults.console.append(message.text)  # type: ignore[attr-defined]
+    def _told(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.faults.console.append(message.text)
 
-    def _asked(self, request: object) -> None:
-        url = request.url  # type: ignore[attr-defined]
+    def _asked(self, request: Any) -> None:
+        url = request.url
         self.faults.requests.append(url)
         parts = urlsplit(url)
         if parts.scheme not in ("file", "data", "blob", "about") and parts.hostname not in OWN_HOSTS:
             self.faults.foreign.append(url)
 
-    def _dialog(self, dialog: object) -> None:
-        self.faults.console.append(f"dialog: {dialog.message}")  # type: ignore[attr-defined]
-        dialog.dismiss()  # type: ignore[attr-defined]
+    def _dialog(self, dialog: Any) -> None:
+        self.faults.console.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
 
 def chromium() -> str:
@@ -81,9 +84,12 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Of a module, not of the session: Playwright keeps an event loop running, which other tests may not expect."""
     executable = chromium()
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
         yield browser
@@ -91,7 +97,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[WatchedPage]:
+def page(browser: "Browser") -> Iterator[WatchedPage]:
     """A fresh page of 1280 x 900 in a context of its own, light by default."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     yield WatchedPage(context.new_page())

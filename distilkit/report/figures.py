@@ -12,6 +12,7 @@ MARKS = ("o", "s", "^", "D", "v", "P", "*")
 DASHES = {"solid": "-", "dashed": "--", "dotted": ":"}
 WIDTHS = {"thin": 0.7, "normal": 1.4, "thick": 2.0}
 LABELLED = 40
+LETTERS = 32
 
 
 def write_figures(pictures: Sequence[tuple[str, Picture]], folder: Path) -> list[Path]:
@@ -33,7 +34,7 @@ def write_figures(pictures: Sequence[tuple[str, Picture]], folder: Path) -> list
             _chart(axes, picture)
         else:
             _heat(figure, axes, picture)
-        axes.set_title(plain(picture.title), fontsize="medium")
+        axes.set_title(picture.title.replace("$", r"\$"), fontsize="medium")
         stem = folder / safe_name(f"{prefix}-{picture.name}" if prefix else picture.name)
         with matplotlib.rc_context({"svg.hashsalt": "distilkit"}):
             figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
@@ -48,8 +49,9 @@ def safe_name(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib takes for text and not for mathematics."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib takes for text and not for mathematics, cut where it would leave no room for the picture."""
+    cut = text if len(text) <= LETTERS else text[: LETTERS - 1] + "\u2026"
+    return cut.replace("$", r"\$")
 
 
 def _chart(axes: Any, chart: Chart) -> None:

@@ -82,7 +82,7 @@ def _scales(chart: Chart, width: int, height: int) -> tuple[Scale, Scale]:
         bottom, top = chart.limits
     else:
         bottom, top = min(ys, default=0.0), max(ys, default=1.0)
-        margin = 0.06 * (top - bottom) or max(abs(top) * 0.06, 0.5)
+        margin = 0.08 * (top - bottom) or max(abs(top) * 0.06, 0.01)
         # Nothing that is drawn is negative, errors, losses and distances alike, unless it really is.
         bottom, top = (max(0.0, bottom - margin) if bottom >= 0 else bottom - margin), top + margin
     if low == high:

@@ -17,7 +17,7 @@ class Group:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Put together the runs whose recipes differ in name, seed and data root alone; in order of first appearance."""
+    """Put together the runs whose recipes differ in name and seed alone, and in where the images lay; oldest first."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(_key(run), []).append(run)
@@ -32,5 +32,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 def _key(run: Run) -> str:
     recipe = run.recipe.model_dump(mode="json")
-    del recipe["name"], recipe["train"]["seed"], recipe["data"]["root"]
+    del recipe["name"], recipe["train"]["seed"]
+    for key in ("root", "storage", "workers", "download"):  # these change how images are read, not which
+        recipe["data"].pop(key, None)
     return json.dumps(recipe, sort_keys=True)

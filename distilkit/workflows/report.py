@@ -23,7 +23,7 @@ FILE = "report.html"
 SAID = 4
 """Differences in the summary; all are in the table."""
 
-FIGURES_OF_RUNS = 6
+FIGURES_OF_RUNS = 4
 """Figures for papers are drawn of the comparison, and of the first run of up to so many recipes."""
 
 NOTHING = History(0, {split: {} for split in ("train", "validation", "test")}, {}, Line((), ()), Line((), ()), {}, {})
