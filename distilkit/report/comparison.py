@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from distilkit.report.charts import POINTS, Chart, Picture, Series, mean_line
 from distilkit.report.history import Line, thinned
@@ -154,6 +155,7 @@ def _curves(
     drawn.sort(key=lambda group: group.style)
     thin = sum(len(group.runs) for group in groups) <= EVERY_RUN
     series: list[Series] = []
+    several = False
     for group in drawn:
         # A training that is still going on would cut the others' mean short.
         known = [(view, line) for view in group.runs if (line := get(view))]
@@ -172,17 +174,18 @@ def _curves(
                 )
                 for view, line in known
             ]
+        several = several or len(whole) > 1
         mean, low, high = mean_line(whole)
         run = known[0][0].id if len(known) == 1 else ""
         series.append(
             Series(group.label, mean, group.style, weight="thick", low=low, high=high, group=group.id, run=run)
         )
-    return Chart(name, title, "epoch", label, tuple(series), note=_note(note, with_line, drawn, thin))
+    return Chart(name, title, "epoch", label, tuple(series), note=_note(note, with_line, drawn, thin, several))
 
 
-def _note(note: str, all_groups: Sequence[GroupView], drawn: Sequence[GroupView], thin: bool) -> str:
+def _note(note: str, all_groups: Sequence[GroupView], drawn: Sequence[GroupView], thin: bool, several: bool) -> str:
     words = [note] if note else []
-    if any(len(group.runs) > 1 for group in drawn):
+    if several:
         words.append("Thick: mean over trainings, band: one deviation" + ("; thin: each training." if thin else "."))
     if len(drawn) < len(all_groups):
         words.append(f"The {len(drawn)} recipes with the lowest error, of {len(all_groups)}.")
@@ -232,8 +235,6 @@ def _perturbation(groups: Sequence[GroupView]) -> list[Chart | None]:
             note=note,
         ),
     ]
-    from dataclasses import replace
-
     label = "magnitude d of the perturbation of all parameters"
     return [chart and replace(chart, x_label=label, whole_x=False) for chart in charts]
 

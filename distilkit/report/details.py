@@ -50,7 +50,7 @@ def _curves(view: RunView) -> Iterator[Picture]:
             "learning rate at the end of the epoch",
             (_series("learning rate", history.rate, 0),),
         )
-    if history.ramp:
+    if history.ramp and (len(record["members"]) > 1 or view.run.recipe.teacher):
         yield Chart(
             "ramp",
             "Ramp-up",

@@ -202,8 +202,12 @@ def recipe_differences(groups: Sequence[Run]) -> list[tuple[str, list[str]]]:
     for key in keys:
         values = [recipe.get(key) for recipe in recipes]
         if key not in ("name", "train.seed", "data.root") and any(value != values[0] for value in values):
-            rows.append((key, ["" if value is None else str(value) for value in values]))
+            rows.append((key, [_written(value) for value in values]))
     return rows
+
+
+def _written(value: object) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

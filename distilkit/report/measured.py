@@ -180,8 +180,8 @@ def latencies(file: Path) -> Latencies:
             if entry["kind"] == "onnxruntime" and entry["batch"] == 1 and entry["threads"] == 1:
                 place = Path(str(entry["name"]).removesuffix(" (not kept)"))
                 medians[(place.parent.parent.name, place.parent.name, place.name)] = float(entry["median_ms"])
-        machine = document.get("machine", {})
-        described = ", ".join(f"{key} {value}" for key, value in machine.items() if isinstance(value, str | int))
+        cores = document.get("machine", {}).get("cores")
+        described = f"{cores} cores" if isinstance(cores, int) else "unknown cores"
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}", hint) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

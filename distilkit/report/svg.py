@@ -12,7 +12,7 @@ from distilkit.report.scale import Scale, ticks, written
 
 COLOURS = 8
 WIDTH, HEIGHT = 360, 260
-WIDE, TALL = 640, 400
+WIDE, TALL = 480, 360
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 26, 44
 LABEL_LENGTH = 30
 TOGETHER = 24
@@ -99,7 +99,7 @@ def _frame(chart: Chart, x: Scale, y: Scale, width: int, height: int) -> str:
         at = y(value)
         parts.append(f'<path class="grid" d="M{LEFT},{at:.1f}H{width - RIGHT}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{written(value)}</text>')
-    for value in ticks(x, 8 if chart.wide else 6, whole=chart.whole_x):
+    for value in ticks(x, 6, whole=chart.whole_x):
         at = x(value)
         parts.append(f'<path class="stroke" d="M{at:.1f},{height - BOTTOM}v4"/>')
         parts.append(

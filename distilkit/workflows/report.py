@@ -6,7 +6,7 @@ from typing import Any
 
 from distilkit.errors import UserError
 from distilkit.observer import Observer
-from distilkit.report import facts
+from distilkit.report import facts, words
 from distilkit.report.charts import Picture
 from distilkit.report.comparison import comparison
 from distilkit.report.details import run_pictures
@@ -20,9 +20,6 @@ from distilkit.workflows.grouping import Group, grouped
 from distilkit.workflows.on_test_images import on_test_images
 
 FILE = "report.html"
-SAID = 4
-"""Differences in the summary; all are in the table."""
-
 FIGURES_OF_RUNS = 4
 """Figures for papers are drawn of the comparison, and of the first run of up to so many recipes."""
 
@@ -152,7 +149,7 @@ def _tested(
         return on_test_images(run, data_root, device, observer)
     except UserError as error:
         hint = f" ({error.hint})" if error.hint else ""
-        missing["errors by class, confusion, reliability"] = f"{error.problem}{hint}"
+        missing[words.ON_TEST_IMAGES] = f"{error.problem}{hint}"
         return None
 
 
@@ -161,7 +158,7 @@ def _explain(run: Run, past: History, known: Robustness | None, evaluate: bool, 
     if known is None:
         missing.setdefault("perturbation curves", f"not measured: distilkit robustness {run.path}")
     if not evaluate:
-        missing["errors by class, confusion, reliability"] = "left out (--no-evaluate)"
+        missing[words.ON_TEST_IMAGES] = "left out (--no-evaluate)"
     if past.epochs and len(run.record["members"]) > 1 and not past.diversity:
         missing["diversity"] = "metrics.jsonl does not have it"
 
@@ -187,9 +184,9 @@ def _page(groups: Sequence[GroupView], machine: str) -> Page:
         )
     views = tuple(view for group in groups for view in group.runs)
     return Page(
-        title=f"distilkit report: {_counted(len(views), 'run')} of {_counted(len(groups), 'recipe')}",
-        summary=tuple(_summary(boards)),
-        notes=tuple(_notes(groups, boards)),
+        title=f"distilkit report: {words.counted(len(views), 'run')} of {words.counted(len(groups), 'recipe')}",
+        summary=tuple(words.summary(boards)),
+        notes=tuple(words.notes(groups, boards)),
         boards=tuple(boards),
         runs=views,
         details={view.id: run_pictures(view) for view in views if view.detailed},
@@ -210,85 +207,6 @@ def _named(difference: Mapping[str, Any], groups: Sequence[GroupView]) -> dict[s
     ours, theirs = groups[difference["ours"]], groups[difference["theirs"]]
     labels = {"ours_label": ours.label, "theirs_label": theirs.label, "ours_id": ours.id, "theirs_id": theirs.id}
     return {**difference, **labels}
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _summary(boards: Sequence[Board]) -> Iterator[str]:
-    """What can be said, and what cannot, in a sentence or two for each data set."""
-    for board in boards:
-        finished = [group for group in board.groups if group.facts["finished"]]
-        trainings = sum(group.facts["finished"] for group in finished)
-        if not finished:
-            yield f"{board.dataset}: no finished training yet."
-            continue
-        yield (f"{board.dataset}: {_counted(trainings, 'finished training')} of {_counted(len(finished), 'recipe')}.")
-        if len(finished) > 1:
-            if max(group.facts["finished"] for group in finished) == 1:
-                yield "Every recipe was trained with a single seed: nothing can be concluded about which is better."
-                continue
-            sure = [d for d in board.differences if d["conclusive"]]
-            yield from (_said(d) for d in sure[:SAID])
-            if len(sure) > SAID:
-                yield f"{_counted(len(sure) - SAID, 'further difference')}: see the table."
-            if unsure := len(board.differences) - len(sure):
-                more = "other " if sure else ""
-                yield f"{_counted(unsure, f'{more}comparison')}: nothing can be concluded."
-        elif trainings == 1:
-            yield "One training says nothing of the spread over seeds: nothing can be concluded about the recipe."
-
-
-def _said(difference: Mapping[str, Any]) -> str:
-    what = "leader" if difference["role"] == "leader" else "ensemble"
-    more = "fewer" if difference["difference"] < 0 else "more"
-    low, high = sorted(abs(difference[end]) for end in ("low", "high"))
-    return (
-        f"{difference['ours_label']}: its {what} makes {abs(difference['difference']):.2f} points {more} errors than "
-        f"that of {difference['theirs_label']} (95 % interval {low:.2f} to {high:.2f}; {difference['counts'][0]} and "
-        f"{difference['counts'][1]} trainings)."
-    )
-
-
-def _notes(groups: Sequence[GroupView], boards: Sequence[Board]) -> Iterator[str]:
-    if len(boards) > 1:
-        yield "The runs have different test images; only runs on the same ones are compared."
-    for group in groups:
-        if repeated := facts.repeated_seeds(group.facts):
-            yield (
-                f"{group.label}: seed {', '.join(map(str, repeated))} stands more than once; such trainings are not "
-                "independent, and intervals come out too narrow."
-            )
-    views = [view for group in groups for view in group.runs]
-    for view in views:
-        if not view.facts["selected"]:
-            state = view.facts["state"]
-            yield f"{view.name} is not finished ({state}): its curves are shown, and it counts in no mean."
-        if view.facts["uncounted"]:
-            yield f"{view.name}: operators that fvcore does not know are not counted, so its costs are too low."
-        if view.tested:
-            yield from _doubts(view, view.tested)
-    hidden = sum(not view.detailed for view in views)
-    if hidden:
-        yield f"{hidden} of {len(views)} runs are not shown in full (--details N shows more)."
-    reasons: dict[str, list[str]] = {}
-    for view in views:
-        if why := view.missing.get("errors by class, confusion, reliability"):
-            reasons.setdefault(why, []).append(view.name)
-    for why, names in reasons.items():
-        which = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        yield f"No errors by class, confusion and reliability of {which}: {why}."
-
-
-def _doubts(view: RunView, tested: TestedRun) -> Iterator[str]:
-    """Where the test images seen now do not give what the training gave."""
-    if not tested.same_data:
-        yield f"{view.name}: the test images are not the ones that it was trained beside."
-    for name, classifier in view.facts["classifiers"].items():
-        known, now = classifier["top1_error"], tested.classifiers[name].top1_error
-        if known is not None and abs(known - now) > 1e-6:
-            yield f"{view.name}, {name}: {now:.2f} % of the test images are wrong here, {known:.2f} % in run.json."
 
 
 def _for_papers(page: Page) -> Iterator[tuple[str, Picture]]:
