@@ -269,6 +269,25 @@ def test_no_evaluate_leaves_the_sections_out(copies: list[Path], distilkit: Comm
     assert not (copies[0] / "report").exists()
 
 
+ODD = ["text", None, [], {}, [[1], [2, 3]], 1e308, -1e308, True, "<script>"]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_figures_of_the_wrong_kind_are_left_out(odd: object, copies: list[Path], distilkit: Command) -> None:
+    lines = [json.loads(line) for line in (copies[3] / "metrics.jsonl").read_text().splitlines()]
+    lines[1] |= {"lr": odd, "ramp": odd, "loss": {"total": odd, "distillation": 1.0}}
+    lines[1]["test"] |= {"diversity": odd, "weights": {"gate": odd, "other": [odd, odd]}}
+    lines[2] |= {"train": odd, "loss": odd, "epoch": odd}
+    lines[2]["test"]["errors"]["student_0"]["top1"] = odd
+    (copies[3] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = distilkit("report", *copies, "--no-figures", "--json")
+    assert result.status == 0, result.err
+    page = Path(result.json["output"]).read_text()
+    assert 'd="M' in page
+    assert "nan" not in page.split("<main")[1].split("Recipe</summary>")[0]
+    assert page.count("<script>") == 1
+
+
 # Large
 
 

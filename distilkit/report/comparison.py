@@ -117,7 +117,7 @@ def error_against_cost(groups: Sequence[GroupView]) -> Chart | None:
         tuple(series),
         note="Large: mean of a recipe's trainings, with one sample deviation; small: each training. Filled: the leader "
         "alone; hollow: the ensemble. Points of equal cost stand a little apart. Lower left is better.",
-        x_log=high > 3 * low,
+        x_log=0 < 3 * low < high,
         whole_x=False,
         wide=True,
         x_limits=(low * 0.85, high * 1.18),

@@ -1,6 +1,5 @@
 """A run's metrics.jsonl as lines to draw: errors, losses, learning rate, diversity, what the method weighs with."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,8 @@ from distilkit.run import Run
 
 Values = tuple[float | None, ...]
 SPLITS = ("train", "validation", "test")
+LARGEST = 1e100
+"""Beyond it, and not only at infinity, sums of figures may overflow."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None for everything else that JSON can hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A number that can be drawn, or None for everything else that JSON can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         return None
     return float(value)
 
@@ -131,8 +132,9 @@ def _weights(lines: Sequence[Mapping[str, Any]]) -> dict[str, Matrix]:
     found: dict[str, list[tuple[int, tuple[Values, ...]]]] = {}
     for line in lines:
         for name, value in _mapping(_mapping(line.get("test")).get("weights")).items():
-            if rows := _rows(value):
-                found.setdefault(name, []).append((int(line["epoch"]), rows))
+            epoch, rows = number(line["epoch"]), _rows(value)
+            if epoch is not None and rows:
+                found.setdefault(name, []).append((int(epoch), rows))
     return {name: _same_shape(values) for name, values in found.items()}
 
 
@@ -146,4 +148,6 @@ def _rows(value: object) -> tuple[Values, ...]:
     if not isinstance(value, list) or not value:
         return ()
     rows = value if all(isinstance(row, list) for row in value) else [value]
+    if not rows[0] or len({len(row) for row in rows}) > 1:
+        return ()
     return tuple(tuple(number(entry) for entry in row) for row in rows)

@@ -4,18 +4,19 @@ Everything here may have been written by a stranger: it is checked before any of
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from distilkit.errors import UserError
 from distilkit.run import Run
 
-Percent = float | None
+Percent = FiniteFloat | None
 
 
 class _Read(BaseModel):
@@ -33,8 +34,8 @@ class ReliabilityBin(_Read):
 class TestedClassifier(_Read):
     """One classifier on the test images. `confusion`: (class, taken for, images), those that are not 0."""
 
-    top1_error: float
-    top5_error: float
+    top1_error: FiniteFloat
+    top5_error: FiniteFloat
     cross_entropy: Percent
     calibration_error: Percent
     per_class_error: list[Percent]
@@ -65,7 +66,7 @@ class TestedRun(_Read):
 class InputErrors(_Read):
     """Top-1 test errors of perturbed images, percent, by kind and severity; `clean`: of the images as they are."""
 
-    clean: float
+    clean: FiniteFloat
     errors: dict[str, list[Percent]]
 
 
@@ -81,7 +82,7 @@ class Robustness(_Read):
 
     run: str
     member: str
-    magnitudes: list[float] = []
+    magnitudes: list[FiniteFloat] = []
     curves: dict[str, list[list[Percent]]] = {}
     cross_entropy: dict[str, list[list[Percent]]] = {}
     inputs: InputErrors | None = None
@@ -170,6 +171,12 @@ class Latencies:
         return self.medians.get((file.parent.parent.name, file.parent.name, file.name))
 
 
+def _milliseconds(value: object) -> float:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{value!r} is no time")
+    return float(value)
+
+
 def latencies(file: Path) -> Latencies:
     """Read what `distilkit benchmark --json` printed. Raises `UserError` for anything else."""
     hint = "write one with: distilkit benchmark RUN... --json > latency.json"
@@ -179,7 +186,7 @@ def latencies(file: Path) -> Latencies:
         for entry in document["results"]:
             if entry["kind"] == "onnxruntime" and entry["batch"] == 1 and entry["threads"] == 1:
                 place = Path(str(entry["name"]).removesuffix(" (not kept)"))
-                medians[(place.parent.parent.name, place.parent.name, place.name)] = float(entry["median_ms"])
+                medians[(place.parent.parent.name, place.parent.name, place.name)] = _milliseconds(entry["median_ms"])
         cores = document.get("machine", {}).get("cores")
         described = f"{cores} cores" if isinstance(cores, int) else "unknown cores"
     except OSError as error:

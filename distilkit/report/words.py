@@ -11,6 +11,8 @@ from distilkit.report.views import GroupView, RunView
 ON_TEST_IMAGES = "errors by class, confusion, reliability"
 """What the sections are called that need the test images."""
 
+LEFT_OUT = "left out, as asked (--no-evaluate)"
+
 SAID = 4
 """So many differences are sentences; all are in the table."""
 
@@ -96,7 +98,7 @@ def notes(groups: Sequence[GroupView], boards: Sequence[Board]) -> Iterator[str]
             reasons.setdefault(why, []).append(view.name)
     for why, names in reasons.items():
         which = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        yield f"No errors by class, confusion and reliability of {which}: {why}."
+        yield f"No {ON_TEST_IMAGES}" + (f": {why}." if why == LEFT_OUT else f" of {which}: {why}.")
 
 
 def _doubts(view: RunView, tested: TestedRun) -> Iterator[str]:

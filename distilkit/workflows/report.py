@@ -50,7 +50,7 @@ def report(
     Raises `UserError` for what is no run, and where nothing can be written. What a run lacks is said in the report.
     """
     named = {run.path.resolve(): run for path in paths for run in [find_run(path, runs)]}
-    found = list(named.values()) or finished_runs(runs)
+    found = list(named.values()) or _every(runs, observer)
     timed = latencies(benchmark) if benchmark else None
     target = output or found[0].path.parent / FILE
     if target.is_dir():
@@ -77,6 +77,20 @@ def report(
         ],
         "runs": [{**view.facts, "missing": {**view.facts["missing"], **view.missing}} for view in page.runs],
     }
+
+
+def _every(runs: Path, observer: Observer) -> list[Run]:
+    """All finished runs; a damaged one that nobody named must not stand in the way of the others."""
+    whole = []
+    for run in finished_runs(runs):
+        try:
+            _ = run.data
+            whole.append(run)
+        except UserError as error:
+            observer.note(f"warning: {error.problem}; it is left out")
+    if not whole:
+        raise UserError(f"no finished run in {runs}/ can be read", "name one to see what is wrong with it")
+    return whole
 
 
 def _views(
@@ -158,7 +172,7 @@ def _explain(run: Run, past: History, known: Robustness | None, evaluate: bool, 
     if known is None:
         missing.setdefault("perturbation curves", f"not measured: distilkit robustness {run.path}")
     if not evaluate:
-        missing[words.ON_TEST_IMAGES] = "left out (--no-evaluate)"
+        missing[words.ON_TEST_IMAGES] = words.LEFT_OUT
     if past.epochs and len(run.record["members"]) > 1 and not past.diversity:
         missing["diversity"] = "metrics.jsonl does not have it"
 

@@ -47,7 +47,7 @@
     }
     const some = off.size + offRuns.size > 0;
     // Steps along the best of all would speak of points that are not there.
-    all(".series.sx").forEach((front) => front.classList.toggle("off", some));
+    all(".series.sx, .front").forEach((front) => front.classList.toggle("off", some));
     document.getElementById("hidden-note").hidden = !some;
   };
   for (const box of groups) {
