@@ -99,7 +99,7 @@ def _weights(view: RunView) -> Iterator[Picture]:
             numbers=len(last[0]) <= NUMBERED,
         )
         if len(last) * len(last[0]) <= ROWS:
-            rows = tuple(f"{to} from {of}" for to in peers for of in _labels(members, len(last[0])))
+            rows = tuple(f"{to} \N{LEFTWARDS ARROW} {of}" for to in peers for of in _labels(members, len(last[0])))
             yield _over_epochs(
                 name, rows, [[row[place] for row in matrix.values] for place in range(len(last))], matrix
             )
@@ -123,7 +123,7 @@ def _over_epochs(
         epochs,
         shades,
         "epoch",
-        "student",
+        "student" if len(values) == 1 else "who learns \N{LEFTWARDS ARROW} from whom",
         note="Mean over test images.",
         numbers=len(places) <= NUMBERED,
         axis=tuple(epochs[place] for place in evenly(len(epochs), 6)),

@@ -16,7 +16,8 @@ TOLD = 900
 """Up to so many cells tell their value to the pointer."""
 
 LABELLED = 40
-LETTERS = 15
+LETTERS = 16
+NUMBER_WIDTH = 24.0
 PIXEL = (59, 130, 196)
 """A blue in the middle, seen on white and on black."""
 
@@ -92,7 +93,7 @@ def _cells(heat: HeatMap, left: float, top: float, width: float, height: float) 
                     f'<rect class="cell" x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" '
                     f'fill-opacity="{shade:.3f}">{title}</rect>'
                 )
-            if heat.numbers:
+            if heat.numbers and width >= NUMBER_WIDTH:
                 kind = "number on" if shade > 0.5 else "number"
                 parts.append(
                     f'<text class="{kind}" x="{x + width / 2:.1f}" y="{y + height / 2 + 4:.1f}" text-anchor="middle">'

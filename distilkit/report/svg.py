@@ -55,7 +55,7 @@ def chart_svg(chart: Chart, identifier: str) -> Markup:
     return Markup(
         f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{escape(identifier)}-title" '
         f'aria-describedby="{escape(identifier)}-text" data-plot="{x.start:g} {x.end:g} {x.low!r} {x.high!r} '
-        f'{y.end:g} {y.start:g}"{log}>{"".join(parts)}</svg>'
+        f'{y.end:g} {y.start:g}" data-over="{escape(chart.x_label)}"{log}>{"".join(parts)}</svg>'
     )
 
 

@@ -109,7 +109,7 @@
         const where = own[near] === chosen ? "" : ` (at ${own[near]})`;
         return line(`${one.dataset.label}: ${numbers(one.dataset.y)[near]}${where}`);
       });
-      readout.replaceChildren(line(String(chosen)), ...lines);
+      readout.replaceChildren(line(`${svg.dataset.over}: ${chosen}`), ...lines);
       readout.hidden = false;
       const size = readout.getBoundingClientRect();
       const left = event.clientX + 14 + size.width > innerWidth ? event.clientX - 14 - size.width : event.clientX + 14;
