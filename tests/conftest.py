@@ -15,6 +15,8 @@ from distilkit.observer import Observer
 from distilkit.recipe import Recipe, load
 from distilkit.workflows.train import train
 
+pytest_plugins = ("browser",)
+
 TINY = """
 name = "tiny"
 [data]
@@ -108,6 +110,17 @@ def baseline_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tiny(
         tmp_path_factory.mktemp("baseline"), "method.name=baseline", "train.epochs=3", "data.validation=0.2"
     )
+
+
+@pytest.fixture(scope="session")
+def six_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Finished runs of two methods with three seeds each, by method; to be read, not changed."""
+    folder = tmp_path_factory.mktemp("six")
+    return [
+        train_tiny(folder, f"name={method}-seed{seed}", f"method.name={method}", f"train.seed={seed}", "train.epochs=3")
+        for method in ("baseline", "one")
+        for seed in (0, 1, 2)
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -22,10 +22,20 @@ from distilkit.workflows import evaluate as evaluate_workflow
 from distilkit.workflows import train as train_workflow
 
 Command = Callable[..., Result]
-COMMANDS = ("train", "evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare", "benchmark")
-TAKE_A_RUN = ("evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "ensemble-eval",
+    "prune-branches",
+    "robustness",
+    "export",
+    "compare",
+    "report",
+    "benchmark",
+)
+TAKE_A_RUN = ("evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare", "report")
 GONE = object()
-QUICK = {"robustness": ("--steps", 1, "--directions", 1, "--images", 50)}
+QUICK = {"robustness": ("--steps", 1, "--directions", 1, "--images", 50), "report": ("--no-figures",)}
 
 
 @pytest.fixture
@@ -433,7 +443,7 @@ def test_a_file_in_the_place_of_a_run_is_not_said_to_be_missing(one: Path, refus
     assert "does not exist" not in refused((one / "run.json",), "evaluate", one / "run.json")
 
 
-@pytest.mark.parametrize("command", ["ensemble-eval", "prune-branches", "train --resume", "compare"])
+@pytest.mark.parametrize("command", ["ensemble-eval", "prune-branches", "train --resume", "compare", "report"])
 def test_a_pruned_model_is_refused_where_only_a_run_will_do(
     command: str, one: Path, tmp_path: Path, distilkit: Command, refused: Callable[..., str]
 ) -> None:

@@ -87,6 +87,53 @@ def evaluate_logits(logits_NC: Tensor, labels_N: Tensor) -> Evaluation:
     )
 
 
+def confusion(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """How many images of each class (row) are taken for which (column): int64 [C, C], on the CPU.
+
+    Ties count against the classifier as in `errors`, so that the diagonal says what the per-class errors say: an image
+    whose label ties with another class is one of that class.
+    """
+    classes = logits_NC.shape[1]
+    wrong_N, _ = _wrong(logits_NC, labels_N)
+    rival_N = logits_NC.scatter(1, labels_N[:, None], -math.inf).argmax(1)
+    taken_N = torch.where(wrong_N, rival_N, labels_N)
+    return (labels_N * classes + taken_N).bincount(minlength=classes**2).reshape(classes, classes).cpu()
+
+
+class ReliabilityBin(NamedTuple):
+    """The images whose confidence lies in one bin: how many, their mean confidence and how many of them are right.
+
+    `confidence`, `accuracy`: percent; None in a bin without images.
+    """
+
+    images: int
+    confidence: float | None
+    accuracy: float | None
+
+
+def reliability(logits_NC: Tensor, labels_N: Tensor) -> list[ReliabilityBin]:
+    """The bins of `Evaluation.calibration_error`, from low to high; images with a NaN among their logits are in none.
+
+    The calibration error is the mean over images of the gap between `accuracy` and `confidence` of their bin.
+    """
+    wrong_N, _ = _wrong(logits_NC, labels_N)
+    confidence_N = logits_NC.double().softmax(-1).amax(1)
+    sound_N = ~confidence_N.isnan()
+    confidence_N, right_N = confidence_N[sound_N], (~wrong_N[sound_N]).double()
+    bin_N = _bins(confidence_N)
+    counts = bin_N.bincount(minlength=CALIBRATION_BINS).tolist()
+    sums = [bin_N.bincount(weights, CALIBRATION_BINS).tolist() for weights in (confidence_N, right_N)]
+    return [
+        ReliabilityBin(count, 100 * confidence / count, 100 * right / count) if count else ReliabilityBin(0, None, None)
+        for count, confidence, right in zip(counts, *sums, strict=True)
+    ]
+
+
+def _bins(confidence_N: Tensor) -> Tensor:
+    """The bin b = 1..15 with (b-1)/15 < confidence <= b/15, counted from 0."""
+    return (confidence_N * CALIBRATION_BINS).ceil().long().sub(1).clamp(0, CALIBRATION_BINS - 1)
+
+
 def _wrong(logits_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     """Which images are top-1 errors and which top-5 errors: two bool tensors [..., N]."""
     labels_N1 = labels_N.expand(logits_NC.shape[:-1]).unsqueeze(-1)
@@ -101,7 +148,7 @@ def _calibration_error(confidence_N: Tensor, right_N: Tensor) -> float:
     """Mean over images of |accuracy - mean confidence| of the bin ((b-1)/15, b/15] that the image falls in, percent."""
     if bool(confidence_N.isnan().any()):
         return math.nan
-    bin_N = (confidence_N * CALIBRATION_BINS).ceil().long().sub(1).clamp(0, CALIBRATION_BINS - 1)
+    bin_N = _bins(confidence_N)
     # In a bin of n images, n |accuracy - confidence| is the absolute value of one sum of (right - confidence).
     gap_per_bin = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=confidence_N.device)
     gap_per_bin.index_add_(0, bin_N, right_N.double() - confidence_N)

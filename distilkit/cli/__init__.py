@@ -17,6 +17,7 @@ from distilkit.cli import (
     models,
     predict,
     prune_branches,
+    report,
     robustness,
     train,
 )
@@ -38,6 +39,7 @@ app.command("robustness")(robustness.robustness)
 app.command("export")(export.export)
 app.command("predict")(predict.predict)
 app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("benchmark")(benchmark.benchmark)
 app.command("models")(models.models)
 
