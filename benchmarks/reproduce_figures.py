@@ -228,7 +228,8 @@ def _means(curves: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _titled(figure: Figure, title: str, runs: Mapping[str, Any]) -> None:
-    figure.suptitle(f"{title}; mean of {len(runs)} seeds, band: one deviation", fontsize="medium")
+    # Two lines: in one, the longer titles leave the picture.
+    figure.suptitle(f"{title}\nmean of {len(runs)} seeds, band: one deviation", fontsize="medium")
 
 
 def _write(figure: Figure, stem: Path) -> list[Path]:

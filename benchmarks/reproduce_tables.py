@@ -37,16 +37,22 @@ def members_mean(run: Mapping[str, Any]) -> float:
     return statistics.fmean(run["members"].values())
 
 
+def ensemble(run: Mapping[str, Any]) -> float | None:
+    """The method's own ensemble's error in percent; None where there is none."""
+    return None if run["ensemble"] is None else float(run["ensemble"])
+
+
 def welch(
-    results: Mapping[str, Any], of: Callable[[Mapping[str, Any]], float], baseline: str = "baseline"
+    results: Mapping[str, Any], of: Callable[[Mapping[str, Any]], float | None], baseline: str = "baseline"
 ) -> dict[str, Difference]:
-    """Every row's difference to the baseline with its 95 % interval (Welch), in points; needs two seeds of each."""
-    rows = {row: [of(run) for run in seeds.values()] for row, seeds in results["rows"].items()}
-    if len(rows.get(baseline, [])) < 2:
-        return {}
-    return {
-        row: difference(errors, rows[baseline]) for row, errors in rows.items() if row != baseline and len(errors) >= 2
-    }
+    """Every row's difference to the baseline's leader with its 95 % interval (Welch), in points.
+
+    Needs two seeds of each; rows of which `of` knows nothing are left out.
+    """
+    plain = [leader(run) for run in results["rows"].get(baseline, {}).values()]
+    rows = {row: [of(run) for run in seeds.values()] for row, seeds in results["rows"].items() if row != baseline}
+    known = {row: [error for error in errors if error is not None] for row, errors in rows.items()}
+    return {row: difference(errors, plain) for row, errors in known.items() if min(len(errors), len(plain)) >= 2}
 
 
 def wilson(error: float, images: int) -> tuple[float, float]:
@@ -83,21 +89,22 @@ def _errors(results: Mapping[str, Any]) -> list[str]:
 
 
 def _differences(results: Mapping[str, Any]) -> list[str]:
-    by_leader, by_mean = welch(results, leader), welch(results, members_mean)
+    by_leader, by_mean, by_ensemble = (welch(results, of) for of in (leader, members_mean, ensemble))
     if not by_leader:
         return ["With fewer than two seeds of the baseline nothing can be concluded about differences.", ""]
     lines = [
         "Difference to the baseline in points, with Welch's 95 % interval over seeds (no correction for there being "
         "several comparisons; below 0 is better):",
         "",
-        "| row | leader | 95 % | members' mean | 95 % | seeds |",
-        "|---|---|---|---|---|---|",
+        "| row | leader | 95 % | members' mean | 95 % | ensemble | 95 % | seeds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row, found in by_leader.items():
         several = len(next(iter(results["rows"][row].values()))["members"]) > 1
         mean = _difference(by_mean[row]) if several else ["", ""]
+        together = _difference(by_ensemble[row]) if row in by_ensemble else ["", ""]
         ours, theirs = found.counts
-        lines.append("| " + " | ".join([row, *_difference(found), *mean, f"{ours}, {theirs}"]) + " |")
+        lines.append("| " + " | ".join([row, *_difference(found), *mean, *together, f"{ours}, {theirs}"]) + " |")
     return [*lines, ""]
 
 
