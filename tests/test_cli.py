@@ -22,7 +22,18 @@ from distilkit.workflows import evaluate as evaluate_workflow
 from distilkit.workflows import train as train_workflow
 
 Command = Callable[..., Result]
-COMMANDS = ("train", "evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare", "benchmark")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "ensemble-eval",
+    "prune-branches",
+    "robustness",
+    "export",
+    "compare",
+    "benchmark",
+    "push",
+    "pull",
+)
 TAKE_A_RUN = ("evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare")
 GONE = object()
 QUICK = {"robustness": ("--steps", 1, "--directions", 1, "--images", 50)}

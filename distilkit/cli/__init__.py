@@ -17,6 +17,8 @@ from distilkit.cli import (
     models,
     predict,
     prune_branches,
+    pull,
+    push,
     robustness,
     train,
 )
@@ -37,6 +39,8 @@ app.command("prune-branches")(prune_branches.prune_branches)
 app.command("robustness")(robustness.robustness)
 app.command("export")(export.export)
 app.command("predict")(predict.predict)
+app.command("push")(push.push)
+app.command("pull")(pull.pull)
 app.command("compare")(compare.compare)
 app.command("benchmark")(benchmark.benchmark)
 app.command("models")(models.models)

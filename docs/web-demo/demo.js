@@ -204,7 +204,7 @@ function showResult(classes, values, took) {
   );
   at("time").textContent = `One run took ${took.toFixed(1)} ms in this browser, on one thread.`;
   at("result").hidden = false;
-  say(`${classes[best[0]]}, ${percent(values[best[0]])}`);
+  say(`Most probable: ${classes[best[0]]}, ${percent(values[best[0]])}`);
 }
 
 function hideResult() {

@@ -58,46 +58,47 @@ function weights(filter, length, start, end, target) {
   return found;
 }
 
-const clipped = (sum) => Math.min(255, Math.max(0, sum >> BITS));
+/** Resample along one axis, rows ("x") or columns ("y"), from `start` to `end` into `length` pixels of 8 bits. */
+function pass(image, axis, length, start, end, filter) {
+  const { width, height, channels } = image;
+  const across = axis === "x";
+  const sums = weights(filter, across ? width : height, start, end, length);
+  const made = { ...image, width: across ? length : width, height: across ? height : length };
+  const row = width * channels;
+  const [lines, line, step] = across ? [height, row, channels] : [width, channels, row];
+  const [lineTo, stepTo] = across ? [length * channels, channels] : [channels, row];
+  made.pixels = new Uint8Array(made.width * made.height * channels);
+  for (let at = 0; at < lines; at++)
+    for (let place = 0; place < length; place++) {
+      const { first, rounded } = sums[place];
+      for (let channel = 0; channel < channels; channel++) {
+        let sum = 2 ** (BITS - 1);
+        let from = at * line + first * step + channel;
+        for (const weight of rounded) {
+          sum += image.pixels[from] * weight;
+          from += step;
+        }
+        made.pixels[at * lineTo + place * stepTo + channel] = Math.min(255, Math.max(0, sum >> BITS));
+      }
+    }
+  return made;
+}
 
 /**
- * Pillow's `resize(size, filter, box)`: along the rows first, with 8 bits between the two passes.
+ * Pillow's `resize(size, filter, box)`, with 8 bits between its two passes.
  *
- * `image`: {pixels, width, height, channels}. `box`: [left, top, right, bottom], also between pixels.
+ * `image`: {pixels, width, height, channels}. `box`: [left, top, right, bottom], also between pixels. Along the rows
+ * first, or, as Pillow 13 does it, along the columns where those shrink by far more. An older Pillow always begins with
+ * the rows; its pixels may then differ by one level of 255.
  */
 export function resize(image, width, height, box = [0, 0, image.width, image.height], filter = FILTERS.bilinear) {
   const [left, top, right, bottom] = box.map(Math.fround); // Pillow keeps the box in single precision
-  const { channels } = image;
-  let now = image;
-  if (width !== now.width || left !== 0 || right !== width) {
-    const across = weights(filter, now.width, left, right, width);
-    const pixels = new Uint8Array(width * now.height * channels);
-    for (let y = 0, to = 0; y < now.height; y++)
-      for (const { first, rounded } of across)
-        for (let channel = 0; channel < channels; channel++) {
-          let sum = 2 ** (BITS - 1);
-          let from = (y * now.width + first) * channels + channel;
-          for (const weight of rounded) (sum += now.pixels[from] * weight), (from += channels);
-          pixels[to++] = clipped(sum);
-        }
-    now = { pixels, width, height: now.height, channels };
-  }
-  if (height !== now.height || top !== 0 || bottom !== height) {
-    const down = weights(filter, now.height, top, bottom, height);
-    const pixels = new Uint8Array(width * height * channels);
-    const row = width * channels;
-    for (let y = 0, to = 0; y < height; y++) {
-      const { first, rounded } = down[y];
-      for (let x = 0; x < row; x++) {
-        let sum = 2 ** (BITS - 1);
-        let from = first * row + x;
-        for (const weight of rounded) (sum += now.pixels[from] * weight), (from += row);
-        pixels[to++] = clipped(sum);
-      }
-    }
-    now = { pixels, width, height, channels };
-  }
-  return now;
+  const passes = [];
+  if (width !== image.width || left !== 0 || right !== width) passes.push(["x", width, left, right]);
+  if (height !== image.height || top !== 0 || bottom !== height) passes.push(["y", height, top, bottom]);
+  const shrinks = image.height - height;
+  if (shrinks > 0 && shrinks > (image.width - width) * 2) passes.reverse();
+  return passes.reduce((now, [axis, length, start, end]) => pass(now, axis, length, start, end, filter), image);
 }
 
 /** Pillow's `ImageOps.fit`: the largest central part of the target's shape, resized. */
