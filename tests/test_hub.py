@@ -284,9 +284,8 @@ def test_nothing_of_the_publishers_folders_is_published(
 ) -> None:
     run = Path(shutil.copytree(one_run, tmp_path / "run"))
     record = json.loads((run / "run.json").read_text())
-    for place, (root, shown) in enumerate(
-        {"/home/alice/digits": "digits", "../secret": "secret", "~/mine": "mine", "..": "data", "data": "data"}.items()
-    ):
+    shown = {"images/digits": "images/digits", "data": "data"}
+    for place, root in enumerate(["/home/alice", "../alice", "~alice", "C:\\alice", *shown]):
         record["data"]["root"] = root
         (run / "run.json").write_text(json.dumps(record))
         pruned = tmp_path / f"pruned{place}"
@@ -294,7 +293,7 @@ def test_nothing_of_the_publishers_folders_is_published(
         shutil.copy(published / "model.onnx", pruned)
         to = tmp_path / f"to{place}"
         assert distilkit("push", pruned, "--to", to).status == 0
-        assert json.loads((to / "config.json").read_text())["data"]["root"] == shown
+        assert json.loads((to / "config.json").read_text())["data"]["root"] == shown.get(root, "data")
         assert "alice" not in "".join(file.read_text(errors="replace") for file in to.iterdir())
 
 

@@ -16,7 +16,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -253,7 +253,9 @@ def _require_self_contained(file: Path) -> None:
 
 
 def relative_root(root: str) -> str:
-    """Where images are looked for, as it is published: nothing of the publisher's own folders is told."""
-    path = PurePosixPath(root)
-    inside = not path.is_absolute() and ".." not in path.parts and not root.startswith("~") and "\\" not in root
-    return root if inside and ":" not in root else path.name.replace("..", "") or "data"
+    """Where images are looked for, as it is published: "data" for what lies outside of the working folder.
+
+    Such a path would say something of the publisher, and lead elsewhere on another machine.
+    """
+    outside = root.startswith(("/", "\\", "~")) or ":" in root or ".." in root.replace("\\", "/").split("/")
+    return "data" if outside or not root else root
