@@ -301,7 +301,7 @@ def colour_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.parametrize(
-    "form", [Form(), Form(pixels="uint8", layout="nhwc"), Form(batch=3), Form(half=True)], ids=lambda form: form.suffix
+    "form", [Form(), Form(pixels="uint8", layout="nhwc", batch=3), Form(half=True)], ids=lambda form: form.suffix
 )
 def test_colour_pictures_in_every_form_of_the_input(
     form: Form, demo: Demo, colour_run: Path, pictures: Path, tmp_path: Path

@@ -23,7 +23,7 @@ function complain(error) {
 async function runtime() {
   let ort;
   try {
-    ort = await import(`${RUNTIME}ort.wasm.bundle.min.mjs`);
+    ort = await import(`${RUNTIME}ort.wasm.min.mjs`);
   } catch {
     throw new Error("onnxruntime-web is not here. Type “npm install” in the folder of this page, then load it again.");
   }
