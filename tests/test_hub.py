@@ -444,6 +444,13 @@ def test_the_hubs_refusals_are_told_with_what_to_do(
     refused(("lets in",), *pull)
     server.answer = {"GET /api/models": (500, "")}
     refused(("500",), *pull)
+    server.answer = {"GET /api/models": (200, "")}
+    refused((server.url, "does not answer as a Hub", "HF_ENDPOINT"), *pull)
+    server.repositories["user/model"]["main"] |= {file.name: file.read_bytes() for file in published.iterdir()}
+    server.answer = {"HEAD .*/resolve/": (200, "")}
+    refused((server.url, "HF_ENDPOINT"), *pull)
+    server.answer = {"HEAD .*/model.onnx": (404, "EntryNotFound")}
+    refused(("404", "later"), *pull)
     assert not (tmp_path / "to").exists()
 
 
@@ -544,6 +551,11 @@ def test_a_model_that_does_not_open_is_not_kept(copied: Path, tmp_path: Path, re
     for root in ("/etc", "../../x", "~/x", "C:\\x"):
         config(copied, data=data | {"root": root})
         broken("config.json", "outside")
+    for error in ("none", -1, True, [5]):
+        config(copied, top1_error=error)
+        broken("percentage")
+    config(copied, member="student\033]0;owned\007")
+    broken("control characters")
     config(copied, data=data | {"classes": [*data["classes"][1:], "ten"]})
     broken("model.onnx", "another model")
 

@@ -86,13 +86,13 @@ def connected(repository: str) -> Iterator["HfApi"]:
         raise _refused(error.response.status_code, repository, endpoint) from error
     except errors.OfflineModeIsEnabled as error:
         raise UserError("HF_HUB_OFFLINE forbids to reach the Hub", "unset HF_HUB_OFFLINE") from error
-    # Whichever library it speaks HTTP with.
-    except (errors.HTTPError, errors.EntryNotFoundError, ConnectionError, TimeoutError) as error:
+    # Whichever library it speaks HTTP with; RuntimeError is what its faster protocol, Xet, raises.
+    except (errors.HTTPError, errors.EntryNotFoundError, ConnectionError, TimeoutError, RuntimeError) as error:
         raise UserError(
             f"the Hub at {endpoint} cannot be reached: {_first_line(error)}",
             "look at the connection; HF_ENDPOINT names another Hub",
         ) from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (errors.FileMetadataError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{endpoint} does not answer as a Hub does: {_first_line(error)}", "look at HF_ENDPOINT, or try later"
         ) from error
@@ -177,6 +177,7 @@ def inspect(folder: Path, named: str) -> dict[str, Any]:
             facts |= _pruned_facts(folder)
         if ONNX in found:
             facts |= _onnx_facts(folder / ONNX, facts)
+        _require_quiet(facts)
     except own.UntrustedCodeError as error:
         error.problem = error.problem.replace(str(folder), named)
         raise
@@ -196,6 +197,16 @@ def _require_plain(file: Path, limit: int, named: str | None = None) -> None:
         raise UserError(f"{named} is not a file", NOT_WHOLE)
     if mode.st_size > limit:
         raise UserError(f"{named} has {mode.st_size:,} bytes; {limit:,} are allowed", NOT_WHOLE)
+
+
+def _require_quiet(facts: dict[str, Any]) -> None:
+    """Raise `UserError` for words that a terminal would obey, and for an error that is no percentage."""
+    words = [facts["architecture"] or "", facts["member"] or "", *facts["classes"]]
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for word in words for letter in word):
+        raise UserError("its names hold control characters")
+    error = facts["top1_error"]
+    if error is not None and not (type(error) in (int, float) and 0 <= error <= 100):
+        raise UserError("its test error is no percentage")
 
 
 def _pruned_facts(folder: Path) -> dict[str, Any]:
