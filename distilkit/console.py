@@ -8,19 +8,20 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.bar import Bar
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from distilkit.errors import UserError
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.training.log import finite
+
+# The rest of rich is imported where it is drawn with: `predict` starts the sooner.
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 SCHEMA = 1
 _BAR_WIDTH = 24
@@ -39,6 +40,9 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str | None = None) -> None:
     """A table on stdout; the first column is text, the others are figures. `note`: what the figures mean."""
+    from rich import box
+    from rich.table import Table
+
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
@@ -58,6 +62,10 @@ def print_bars(
 
     The bar is drawn in a terminal; elsewhere it is a row of `#`, and nothing is folded or cut off.
     """
+    from rich import box
+    from rich.bar import Bar
+    from rich.table import Table
+
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
@@ -220,6 +228,9 @@ class TerminalObserver(Observer):
             self._stop_live()
 
     def _start_live(self, total: int, what: str, done: int) -> None:
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=stderr
         )
@@ -243,7 +254,9 @@ def _losses(losses: Mapping[str, float]) -> str:
     return f"{losses['total']:.3f} ({terms})"
 
 
-def _epoch_table(line: Mapping[str, Any]) -> Table:
+def _epoch_table(line: Mapping[str, Any]) -> "Table":
+    from rich.table import Table
+
     table = Table(
         title=f"epoch {line['epoch']}: lr {line['lr']:.4g}, ramp {line['ramp']:.2f}, "
         f"{line['images_per_second']:,.0f} images/s",

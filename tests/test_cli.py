@@ -32,6 +32,8 @@ COMMANDS = (
     "compare",
     "report",
     "benchmark",
+    "push",
+    "pull",
 )
 TAKE_A_RUN = ("evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare", "report")
 GONE = object()

@@ -29,7 +29,7 @@ def test_the_readme_shows_every_command() -> None:
 
     shown = {command[1] for command in COMMANDS}
     assert shown == {command.name for command in app.registered_commands}
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 13
 
 
 @pytest.mark.parametrize("command", [shlex.join(command) for command in COMMANDS])
@@ -51,12 +51,14 @@ def test_command_of_the_readme_works(
     arguments = shlex.split(command)[1:]
     if arguments[0] == "predict":
         assert distilkit("export", "--output", arguments[1]).status == 0
+    if arguments[0] == "pull":
+        assert distilkit("push", "--to", arguments[1]).status == 0
     if arguments[0] == "train":
         arguments.append("--dry-run")
     result = distilkit(*arguments)
     assert result.status in ((0, 1) if "--max-increase" in arguments else (0,)), result.err
     assert result.out
-    if arguments[0] not in ("train", "compare", "models", "predict"):
+    if arguments[0] not in ("train", "compare", "models", "predict", "pull"):
         assert str(runs.Run.newest(Path("runs")).path) in result.out, "says which run it used"
 
 

@@ -17,6 +17,8 @@ from distilkit.cli import (
     models,
     predict,
     prune_branches,
+    pull,
+    push,
     report,
     robustness,
     train,
@@ -38,6 +40,8 @@ app.command("prune-branches")(prune_branches.prune_branches)
 app.command("robustness")(robustness.robustness)
 app.command("export")(export.export)
 app.command("predict")(predict.predict)
+app.command("push")(push.push)
+app.command("pull")(pull.pull)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("benchmark")(benchmark.benchmark)
