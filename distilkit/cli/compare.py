@@ -156,6 +156,10 @@ def _show(document: dict[str, Any], several: bool, to: Any) -> None:
     from distilkit import console
     from distilkit.analysis.cost import named_uses
 
+    if to is None and not console.stdout.is_terminal:
+        # Nothing is folded for a reader that is no terminal.
+        console.print_text(_as_text(document, several))
+        return
     table = _main_table(document, several, wide=False)
     console.print_table(table.title, table.columns, table.rows, table.note, to=to)
     pairs = document["differences"]
@@ -187,11 +191,15 @@ def _main_table(document: dict[str, Any], several: bool, *, wide: bool) -> "Tabl
     costs = ("weights", "TeCost", "TrCost", "MB")
     explained = f" {WELCH}." if against is not None else ""
     if several:
-        columns = ("recipe", "deployed", "top-1", "dev.", "seeds", *extra, *costs)
+        # In a terminal there is no room to name the leader, which is what is deployed unless something is said.
+        columns = ("recipe", *(("deployed",) if wide else ()), "top-1", "dev.", "seeds", *extra, *costs)
         rows = [
             (
-                group["group"],
-                group["deployed"],
+                *(
+                    (group["group"], group["deployed"])
+                    if wide
+                    else (group["group"] if group["leader"] else f"{group['group']}: {group['deployed']}",)
+                ),
                 f"{group['top1_error']['mean']:.2f}",
                 _deviation(group["top1_error"]["deviation"]),
                 str(len(group["seeds"])),

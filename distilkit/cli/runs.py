@@ -22,6 +22,8 @@ Name = Annotated[
     typer.Option("--name", metavar="PATTERN", help="Only runs whose recipe or folder matches, such as 'one*'."),
 ]
 
+COLUMNS = ("run", "state", "age", "size")
+MOST_NAMES = 3
 WIDE = 120
 """Columns of a terminal from which on everything stands in one line."""
 
@@ -185,11 +187,12 @@ def _show_plan(plan: Any, as_json: bool) -> None:
         console.print_table(f"to be deleted from {plan.runs}/: {_counted(plan)}", COLUMNS, rows, to=to)
     else:
         console.print_line("no run is to be deleted", to=to)
+    by_reason: dict[str, list[str]] = {}
     for spared in plan.spared:
-        console.print_line(f"kept {spared['run']}: {spared['reason']}", to=to)
-
-
-COLUMNS = ("run", "state", "age", "size")
+        by_reason.setdefault(spared["reason"], []).append(spared["run"])
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        console.print_line(f"kept, {reason}: {', '.join(names[:MOST_NAMES])}{more}", to=to)
 
 
 def _show_list(document: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from distilkit.workflows.grouping import Group, grouped, incomparable, name_with
 SortKey = Literal["name", "method", "error", "seed", "parameters", "flops", "train-flops", "bytes"]
 
 ONE_SEED = "one seed: nothing can be concluded"
+_MOST_NAMES = 12  # of recipes in a message
 NO_SPREAD = "no spread over seeds: nothing can be concluded"
 
 
@@ -183,7 +184,7 @@ def _named(baseline: str, groups: Sequence[Group]) -> Group:
     if same:
         labels = "; ".join(repr(group.label) for group in same)
         raise UserError(f"--baseline {baseline} could be any of {labels}", f"--baseline '{same[0].label}'")
-    labels = "; ".join(by_label)
+    labels = "; ".join(list(by_label)[:_MOST_NAMES]) + ("; ..." if len(by_label) > _MOST_NAMES else "")
     raise UserError(
         f"--baseline {baseline} names no recipe of these runs; there are: {labels}",
         did_you_mean(baseline, by_label) or f"--baseline '{groups[0].label}'",

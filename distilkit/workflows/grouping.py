@@ -60,7 +60,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
     Runs that were trained or tested on different images stand in different groups, as their fingerprints tell. Groups
     and the runs in them keep the given order. A label is the recipe's name without "-seedN"; where several groups share
-    one, the settings that tell them apart are added.
+    one, the settings that tell them apart are added, but not those that most of them share.
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
@@ -164,7 +164,12 @@ def _told_apart(runs: Sequence[Run]) -> list[str]:
     short = {key: _short(key) for key in chosen}
     repeated = {word for word, count in Counter(short.values()).items() if count > 1}
     shown = {key: key if word in repeated else word for key, word in short.items()}
-    return [", ".join(f"{shown[key]}={each[key]}" for key in chosen if key in each) for each in traits]
+    # What most of them say needs no saying.
+    usual = {key: _majority([each.get(key) for each in traits]) for key in chosen}
+    return [
+        ", ".join(f"{shown[key]}={each[key]}" for key in chosen if key in each and each[key] != usual[key])
+        for each in traits
+    ]
 
 
 def _image_traits(run: Run) -> dict[str, Any]:
@@ -188,6 +193,12 @@ def _word(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(_word, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _majority(values: Sequence[str | None]) -> str | None:
+    """What more than half of them are, or None."""
+    value, count = Counter(values).most_common(1)[0]
+    return value if 2 * count > len(values) else None
 
 
 def _differ(traits: Sequence[Mapping[str, str]], key: str) -> bool:

@@ -20,6 +20,7 @@ from distilkit.observer import Observer
 from distilkit.randomness import generator
 from distilkit.report.curves import plot_curves
 from distilkit.run import Model, open_model, writable, write_json
+from distilkit.workflows.cards import refresh
 from distilkit.workflows.evaluate import choose_device
 from distilkit.workflows.robustness_checks import Thresholds, check_kind
 
@@ -85,6 +86,8 @@ def robustness(
         plots = _plots(document["runs"], folder, settings) if settings.parameters else []
         document["files"] = [str(folder / "robustness.json"), *map(str, plots)]
         write_json(folder / "robustness.json", document)
+    if output is None:
+        refresh(models[0].path, observer)
     return document
 
 
