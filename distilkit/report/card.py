@@ -58,11 +58,13 @@ def write_card(run: Run, seeds: Sequence[Run] = ()) -> Path:
     return _write(file, _run_metadata(run), _run_text(run, _with(run, seeds)), _code_command(run))
 
 
-def write_export_card(found: Run | PrunedModel, export: Mapping[str, Any], seeds: Sequence[Run] = ()) -> Path:
+def write_export_card(
+    found: Run | PrunedModel, export: Mapping[str, Any], seeds: Sequence[Run] = (), *, final: bool = True
+) -> Path:
     """Write the card of an exported file beside it, `<file's stem>.card.md`; returns its path.
 
     `export`: what `distilkit export` says of the file. `found`, `seeds`: what was exported, as `write_card` takes it.
-    Raises like `write_card`.
+    `final`: whether these are the weights that the training's figures are of. Raises like `write_card`.
     """
     exported = Path(export["file"])
     file = exported.with_name(f"{exported.stem}.card.md")
@@ -74,18 +76,19 @@ def write_export_card(found: Run | PrunedModel, export: Mapping[str, Any], seeds
             "method": found.record["method"],
             "architecture": found.recipe.networks,
             "data": found.data,
-            "errors": found.record.get("final", {}).get("errors", {}),
+            "errors": found.record.get("final", {}).get("errors", {}) if final else {},
         }
+    name = _exported_name(export)
     metadata = _metadata(
         str(about["name"]),
         about["data"],
-        _of_file(about["errors"], export),
+        about["errors"].get(name),
         library=str(export["format"]),
         tags=(str(about["method"]), str(about["architecture"])),
     )
     text = _export_text(about, export, exported)
-    if isinstance(found, Run) and "final" in found.record:
-        text += _seeds_text(found, _with(found, seeds), [str(export["member"])]) + _robustness_text(found)
+    if isinstance(found, Run) and name in about["errors"]:
+        text += _seeds_text(found, _with(found, seeds), [name]) + _robustness_text(found, name)
     return _write(file, metadata, text, "")
 
 
@@ -291,15 +294,20 @@ def _seeds_text(run: Run, seeds: Sequence[Run], names: Sequence[str]) -> str:
 """
 
 
-def _robustness_text(run: Run) -> str:
-    """What `distilkit robustness` left in the run's folder of this very run; nothing where it was not measured."""
+def _robustness_text(run: Run, member: str | None = None) -> str:
+    """What `distilkit robustness` left in the run's folder of this very run, or of one member alone.
+
+    Nothing where it was not measured.
+    """
     import json
 
     try:
         document = json.loads((run.path / "robustness" / "robustness.json").read_text(encoding="utf-8"))
         settings = document["settings"]
         measured = [each for each in document["runs"] if PurePath(each["run"]).name == run.path.name]
-        paragraphs = [text for each in measured for text in _measured(each, settings)]
+        paragraphs = [
+            text for each in measured if member in (None, each["member"]) for text in _measured(each, settings)
+        ]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return ""
     return f"## Robustness\n\n{chr(10).join(f'- {text}' for text in paragraphs)}\n\n" if paragraphs else ""
@@ -308,12 +316,14 @@ def _robustness_text(run: Run) -> str:
 def _measured(each: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     other = "" if each["same_data"] else " (of other images than the training's test set)"
     images = f"{each['images']['test']:,} test images{other}"
+    # An earlier version did not write down which checkpoint was asked for.
+    who = f"{each['member']}, checkpoint {each['checkpoint']}" if each.get("checkpoint") else each["member"]
     said = []
     if "curves" in each:
         curves, magnitudes = each["curves"]["test"], each["magnitudes"]
         ends = [sum(curve[place] for curve in curves) / len(curves) for place in (0, -1)]
         said.append(
-            f"parameters of {each['member']} moved by d = {magnitudes[-1]:g} along {len(curves)} random "
+            f"parameters of {who} moved by d = {magnitudes[-1]:g} along {len(curves)} random "
             f"{settings['directions_kind']} directions: top-1 error {ends[0]:.2f} % at d = 0, {ends[1]:.2f} % on "
             f"average there, {images}, batch norm statistics {settings['statistics']}"
         )
@@ -321,7 +331,7 @@ def _measured(each: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]
         inputs = each["inputs"]
         kinds = ", ".join(f"{kind} {sum(errors) / len(errors):.2f}" for kind, errors in inputs["errors"].items())
         said.append(
-            f"perturbed images, {each['member']}, {images}: top-1 error {inputs['clean']:.2f} % clean, "
+            f"perturbed images, {who}, {images}: top-1 error {inputs['clean']:.2f} % clean, "
             f"{inputs['mean']:.2f} % over all kinds and severities (by kind: {kinds})"
         )
     return said
@@ -482,17 +492,15 @@ def _recipe_name(folder: str) -> str:
     return re.sub(r"-\d{8}T\d{6}Z(-\d+)?$", "", folder)
 
 
-def _of_file(errors: Mapping[str, Any], export: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The errors of what was exported: a member by its name, an ensemble by the method's."""
-    member = str(export["member"])
-    ensemble = re.match(r"ensemble \((\w+)\)", member)
-    found: Mapping[str, Any] | None = errors.get(ensemble[1] if ensemble else member)
-    return found
+def _exported_name(export: Mapping[str, Any]) -> str:
+    """What was exported, as the run's figures name it: a member, or the method's own ensemble."""
+    ensemble = re.match(r"ensemble \((\w+)\) of ", str(export["member"]))
+    return ensemble[1] if ensemble else str(export["member"])
 
 
 def _export_text(about: Mapping[str, Any], export: Mapping[str, Any], exported: Path) -> str:
     data: DataRecord = about["data"]
-    error = _of_file(about["errors"], export)
+    error = about["errors"].get(_exported_name(export))
     if error is None:
         errors = "The training's error of these weights is not known.\n"
     else:
@@ -513,7 +521,7 @@ def _export_text(about: Mapping[str, Any], export: Mapping[str, Any], exported: 
 | classifier | {export["member"]} |
 | data | {data.dataset}, {len(data.classes)} classes, {_counts(data.images)} |
 | input | {export.get("input", "float")}, {str(export.get("layout", "nchw")).upper()}, {data.size} x {data.size}, \
-{data.channels} channels, batch {"of any size" if batch is None else batch} |
+{data.channels} channel{"s" if data.channels > 1 else ""}, batch {"of any size" if batch is None else batch} |
 | outputs | {", ".join(export["outputs"])} |
 | compared with PyTorch | {export["images_compared"]:,} test images: largest difference of a logit \
 {export["max_abs_difference"]:.2e}, same class {export["top1_agreement"]:.2f} % |

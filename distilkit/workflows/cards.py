@@ -41,17 +41,19 @@ def refresh(path: Path, observer: Observer) -> None:
 
 
 def beside_export(
-    found: Run | PrunedModel, export: Mapping[str, Any], observer: Observer, *, inside: bool
+    found: Run | PrunedModel, export: Mapping[str, Any], observer: Observer, *, inside: bool, final: bool
 ) -> str | None:
     """Write the card of an exported file that is right; its path, None without one.
 
-    `inside`: the file lies in the run's own folder, whose card is then written again too.
+    `inside`: the file lies in the run's own folder, whose card is then written again too. `final`: its weights are
+    those that the training's figures are of.
     """
     card = None
     # The floating-point file is whole, even where the 8-bit file beside it fails what was asked of it.
     if export["passed"] or "quantized" in export:
         try:
-            card = str(write_export_card(found, export, same_recipe(found) if isinstance(found, Run) else ()))
+            seeds = same_recipe(found) if isinstance(found, Run) and "final" in found.record else ()
+            card = str(write_export_card(found, export, seeds, final=final))
         except UserError as error:
             observer.note(f"warning: the export has no model card: {error.problem}")
     if inside:

@@ -142,7 +142,7 @@ def export(
             )
         summary["quantized"] = {"same_data": same, **quantized}
         summary |= {"passed": quantized["passed"], "reason": quantized["reason"]}
-    summary["card"] = beside_export(exported, summary, observer, inside=output is None)
+    summary["card"] = beside_export(exported, summary, observer, inside=output is None, final=checkpoint is None)
     return summary
 
 

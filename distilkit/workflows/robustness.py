@@ -78,7 +78,10 @@ def robustness(
     grid = perturbation.magnitudes(settings.max_distance, settings.steps, wanted)
     document: dict[str, Any] = {
         "settings": vars(settings),
-        "runs": [_measured(model, grid, settings, data_root, device, observer) for model in models],
+        "runs": [
+            {**_measured(model, grid, settings, data_root, device, observer), "checkpoint": checkpoint}
+            for model in models
+        ],
     }
     document["checks"] = [threshold.check(run) for run in document["runs"] for threshold in thresholds.all]
     document["passed"] = all(check["passed"] for check in document["checks"])
