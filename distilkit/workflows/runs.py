@@ -255,7 +255,7 @@ def _record(path: Path) -> tuple[dict[str, Any], str | None]:
 
 def _recipe(path: Path) -> dict[str, Any] | None:
     try:
-        return tomllib.loads(_read(path / files.RECIPE).decode())
+        return tomllib.loads(_read(path / files.RECIPE).decode()) or None
     except ValueError:
         return None
 
