@@ -18,9 +18,16 @@ from hypothesis import strategies as st
 
 from distilkit.observer import Observer
 from distilkit.report import card as cards
-from distilkit.report.card import HUB_DATASETS, TO_FILL_IN, intended_use, without_paths, write_card
-from distilkit.run import Run
-from distilkit.workflows.cards import finished_card, refresh, same_recipe
+from distilkit.report.card import (
+    HUB_DATASETS,
+    TO_FILL_IN,
+    intended_use,
+    without_paths,
+    write_card,
+    write_export_card,
+)
+from distilkit.run import PrunedModel, Run
+from distilkit.workflows.cards import beside_export, finished_card, refresh, same_recipe
 
 Command = Callable[..., Result]
 DATA = Path(__file__).parent / "data"
@@ -164,13 +171,17 @@ def test_later_commands_keep_what_the_user_wrote(one: Path, distilkit: Command) 
     edit(one, TO_FILL_IN, WORDS)
     edit(one, "---\nlibrary_name", "---\nlicense: apache-2.0\nlanguage:\n- en\nlibrary_name")
     edit(one, "# tiny\n", "# changed by hand, where nothing is the user's\n")
+    exported = {}
     for command in (
         ("robustness", one, *QUICK),
         ("prune-branches", one),
         ("export", one),
         ("export", one, "--mode", "ensemble"),
     ):
-        assert distilkit(*command).status == 0
+        result = distilkit(*command, "--json")
+        assert result.status == 0
+        if command[0] == "export":
+            exported[result.json["mode"]] = result.json
         text = text_of(one)
         assert intended_use(text) == WORDS
         assert TO_FILL_IN not in text
@@ -181,6 +192,15 @@ def test_later_commands_keep_what_the_user_wrote(one: Path, distilkit: Command) 
     for file in ("single.onnx", "ensemble.onnx"):
         size = (one / "exports" / file).stat().st_size
         assert f"| `exports/{file}` | {size:,} | [card](exports/{Path(file).stem}.card.md) |" in text
+    for mode, name in (("single", "student_0"), ("ensemble", "gated")):
+        document, errors = exported[mode], Run.open(one).record["final"]["errors"][name]
+        assert document["card"] == str(one / "exports" / f"{mode}.card.md")
+        card = Path(document["card"]).read_text()
+        result, *_ = ModelCard(card).data.eval_results
+        assert result.metric_value == pytest.approx(1 - errors["top1"] / 100, abs=1e-12)
+        assert f"`{mode}.onnx`, {document['bytes']:,} bytes" in card
+        assert f"{document['max_abs_difference']:.2e}, same class {document['top1_agreement']:.2f} %" in card
+        assert ("Robustness" in card) == (mode == "single"), "the leader's robustness is not the ensemble's"
     again = text
     finished_card(Run.open(one), Observer())
     assert text_of(one) == again, "writing it twice changes nothing"
@@ -294,7 +314,8 @@ def test_no_card_names_a_folder_of_the_machine(
     monkeypatch.setattr("sys.argv", ["distilkit", *arguments])
     assert distilkit(*arguments, "--device", "cpu").status == 0
     (run,) = (tmp_path / "runs").iterdir()
-    assert distilkit("export", run, "--output", tmp_path / "out" / "a.onnx").status == 0
+    (tmp_path / "out").mkdir()
+    write_export_card(Run.open(run), export_of(tmp_path / "out" / "a.onnx"))
     assert distilkit("robustness", run, "--steps", 1, "--directions", 1, "--images", 8).status == 0
     for text in (text_of(run), (tmp_path / "out" / "a.card.md").read_text()):
         assert str(tmp_path) not in text
@@ -306,27 +327,50 @@ def test_no_card_names_a_folder_of_the_machine(
 # Exports
 
 
-def test_an_exports_card_has_the_figures_of_what_was_exported(one: Path, tmp_path: Path, distilkit: Command) -> None:
-    record = Run.open(one).record
-    for mode, name in (("single", "student_0"), ("member:student_2", "student_2"), ("ensemble", "gated")):
-        document = distilkit("export", one, "--mode", mode, "--output", tmp_path / f"{name}.onnx", "--json").json
-        text = Path(document["card"]).read_text()
-        assert document["card"] == str(tmp_path / f"{name}.card.md")
-        data, errors = ModelCard(text).data, record["final"]["errors"][name]
-        assert data.library_name == "onnx"
-        assert data.eval_results[0].metric_value == pytest.approx(1 - errors["top1"] / 100, abs=1e-12)
-        assert f"top-1 {errors['top1']:.2f} (Wilson's" in text
-        assert f"`{name}.onnx`, {document['bytes']:,} bytes" in text
-        assert f"{document['max_abs_difference']:.2e}, same class {document['top1_agreement']:.2f} %" in text
-        assert intended_use(text) == TO_FILL_IN
+def export_of(file: Path, member: str = "student_0") -> dict[str, Any]:
+    """What `distilkit export` says of a file."""
+    return {
+        "file": str(file),
+        "format": "onnx",
+        "member": member,
+        "outputs": ["logits", "probabilities"],
+        "bytes": 12_345,
+        "images_compared": 500,
+        "max_abs_difference": 1.5e-6,
+        "top1_agreement": 99.8,
+        "passed": True,
+    }
 
 
-def test_exporting_again_keeps_the_words_of_its_card(one: Path, distilkit: Command) -> None:
-    card = Path(distilkit("export", one, "--json").json["card"])
-    assert card == one / "exports" / "single.card.md"
+ENSEMBLE = "ensemble (gated) of student_0, student_1, student_2"
+
+
+@pytest.mark.parametrize(("member", "name"), [("student_0",) * 2, ("student_2",) * 2, (ENSEMBLE, "gated")])
+def test_an_exports_card_has_the_figures_of_what_was_exported(member: str, name: str, one: Path) -> None:
+    others = [sibling(one, 1, 9.0)]
+    run, notes = Run.open(one), Notes()
+    card = beside_export(run, export_of(one / "a.onnx", member), notes, inside=False, final=True)
+    assert notes.heard == []
+    assert card == str(one / "a.card.md")
+    text = Path(str(card)).read_text()
+    data, errors = ModelCard(text).data, run.record["final"]["errors"][name]
+    assert (data.library_name, data.model_name) == ("onnx", "tiny")
+    assert data.eval_results[0].metric_value == pytest.approx(1 - errors["top1"] / 100, abs=1e-12)
+    assert f"top-1 {errors['top1']:.2f} (Wilson's" in text
+    assert "`a.onnx`, 12,345 bytes" in text
+    assert "largest difference of a logit 1.50e-06, same class 99.80 %" in text
+    assert intended_use(text) == TO_FILL_IN
+    values = [Run.open(path).record["final"]["errors"][name]["top1"] for path in (one, *others)]
+    assert f"| {name} | {statistics.fmean(values):.2f} | {statistics.stdev(values):.2f} |" in text
+
+
+def test_exporting_again_keeps_the_words_of_its_card(one: Path) -> None:
+    run, export = Run.open(one), export_of(one / "a.onnx")
+    card = write_export_card(run, export)
     card.write_text(card.read_text().replace(TO_FILL_IN, "Ours."))
-    distilkit("export", one)
-    assert intended_use(card.read_text()) == "Ours."
+    text = write_export_card(run, export | {"bytes": 99}).read_text()
+    assert intended_use(text) == "Ours."
+    assert "99 bytes" in text
 
 
 def test_an_earlier_checkpoint_does_not_bear_the_last_ones_errors(one: Path, distilkit: Command) -> None:
@@ -338,18 +382,25 @@ def test_an_earlier_checkpoint_does_not_bear_the_last_ones_errors(one: Path, dis
 
 def test_a_pruned_models_export_has_its_card_too(one: Path, tmp_path: Path, distilkit: Command) -> None:
     distilkit("prune-branches", one, "--output", tmp_path / "pruned")
-    card = Path(distilkit("export", tmp_path / "pruned", "--json").json["card"])
+    card = write_export_card(PrunedModel.open(tmp_path / "pruned"), export_of(tmp_path / "single.onnx"))
     error = Run.open(one).record["final"]["errors"]["student_0"]["top1"]
     assert ModelCard(card.read_text()).data.eval_results[0].metric_value == pytest.approx(1 - error / 100, abs=1e-12)
     assert "# tiny: single.onnx" in card.read_text()
 
 
-def test_a_card_that_is_not_ours_stays_beside_the_export(one: Path, tmp_path: Path, distilkit: Command) -> None:
+def test_a_card_that_is_not_ours_stays_beside_the_export(one: Path, tmp_path: Path) -> None:
     (tmp_path / "model.card.md").write_text("mine")
-    result = distilkit("export", one, "--output", tmp_path / "model.onnx", "--json")
-    assert (result.status, result.json["card"]) == (0, None)
-    assert "warning" in result.err
+    notes = Notes()
+    found = beside_export(Run.open(one), export_of(tmp_path / "model.onnx"), notes, inside=False, final=True)
+    assert found is None
+    assert "no model card" in notes.heard[0]
     assert (tmp_path / "model.card.md").read_text() == "mine"
+
+
+def test_a_wrong_export_has_no_card(one: Path, tmp_path: Path) -> None:
+    wrong = export_of(tmp_path / "model.failed-parity.onnx") | {"passed": False}
+    assert beside_export(Run.open(one), wrong, Notes(), inside=False, final=True) is None
+    assert not list(tmp_path.glob("*.md"))
 
 
 def test_the_robustness_that_was_measured_is_on_the_card(one: Path, distilkit: Command) -> None:
@@ -361,7 +412,7 @@ def test_the_robustness_that_was_measured_is_on_the_card(one: Path, distilkit: C
     assert f"{measured['inputs']['clean']:.2f} % clean, {measured['inputs']['mean']:.2f} % over" in text
     distilkit("robustness", one, *QUICK, "--member", "student_1", "--checkpoint", "last")
     assert "parameters of student_1, checkpoint last moved" in text_of(one)
-    exported = Path(distilkit("export", one, "--json").json["card"]).read_text()
+    exported = write_export_card(Run.open(one), export_of(one / "a.onnx")).read_text()
     assert "Robustness" not in exported, "it is another member's"
 
 
