@@ -257,6 +257,35 @@ def test_hundreds_of_runs_are_listed_and_pruned_without_torch(one_run: Path, tmp
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+_KEYS = ("state", "method", "architecture", "architectures", "data", "seed", "leader", "final", "created", "format")
+
+
+@settings(max_examples=40, deadline=None)
+@given(record=st.dictionaries(st.sampled_from(_KEYS), _JSON), line=_JSON, name=st.text(max_size=5))
+def test_what_strangers_wrote_is_listed_without_a_fault(
+    record: dict[str, Any], line: Any, name: str, one_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("strange")
+    run = made(one_run, folder / "a")
+    made(one_run, folder / "b")
+    known = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(known | record))
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (run / "recipe.toml").write_text(f"name = {json.dumps(name)}\n")
+    for sort in ("age", "name", "method", "seed", "state", "epochs", "error", "size"):
+        rows = workflow.list_runs(folder, sort=sort)["runs"]
+        assert {Path(row["run"]).name for row in rows} == {"a", "b"}
+        for row in rows:
+            assert all(value.isprintable() for value in row.values() if isinstance(value, str))
+            assert row["state"] in workflow.STATES
+    workflow.plan_pruning(folder, workflow.Filter(name="*"), keep=1)
+
+
 # One run
 
 

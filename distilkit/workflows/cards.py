@@ -36,8 +36,8 @@ def refresh(path: Path, observer: Observer) -> None:
         return
     try:
         finished_card(run, observer)
-    except UserError as error:
-        observer.note(f"warning: the model card is as it was: {error.problem}")
+    except (UserError, KeyError) as error:
+        observer.note(f"warning: the model card is as it was: {_why(error)}")
 
 
 def beside_export(
@@ -54,8 +54,8 @@ def beside_export(
         try:
             seeds = same_recipe(found) if isinstance(found, Run) and "final" in found.record else ()
             card = str(write_export_card(found, export, seeds, final=final))
-        except UserError as error:
-            observer.note(f"warning: the export has no model card: {error.problem}")
+        except (UserError, KeyError) as error:
+            observer.note(f"warning: the export has no model card: {_why(error)}")
     if inside:
         refresh(found.path, observer)
     return card
@@ -78,6 +78,10 @@ def same_recipe(run: Run) -> tuple[Run, ...]:
             continue
     group = next(group for group in grouped(alike) if run in group.runs)
     return group.trainings
+
+
+def _why(error: UserError | KeyError) -> str:
+    return error.problem if isinstance(error, UserError) else f"{RECORD} lacks {error}"
 
 
 def _run_of(path: Path) -> Run | None:

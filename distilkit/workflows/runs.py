@@ -27,7 +27,7 @@ SortKey = Literal["age", "name", "method", "seed", "state", "epochs", "error", "
 DELETED = "deleted"
 """The state of a run whose deletion has begun: no other command takes it any more."""
 
-_STATES: dict[object, State] = {"done": "finished", "running": "running", "interrupted": "interrupted"}
+_STATES: dict[str, State] = {"done": "finished", "running": "running", "interrupted": "interrupted"}
 _TAIL = 1 << 18  # bytes; many epochs' lines
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _WRITTEN_TO = "a training is writing to it"
@@ -208,7 +208,7 @@ def _described(path: Path) -> dict[str, Any]:
         problem = f"its {files.RECIPE} is missing or damaged"
     train = _table(recipe, "train")
     line, tested = _last_lines(path / files.METRICS)
-    state: State = "broken" if problem is not None else _STATES.get(record.get("state"), "failed")
+    state: State = "broken" if problem is not None else _STATES.get(str(record.get("state")), "failed")
     if state in ("running", "interrupted", "failed"):
         alive = locked(path)
         # A training that was killed had no time to say so.
@@ -218,14 +218,14 @@ def _described(path: Path) -> dict[str, Any]:
     created = _created(record, path)
     return {
         "run": str(path),
-        "name": (recipe or {}).get("name") or path.name,
-        "method": record.get("method"),
+        "name": _word((recipe or {}).get("name")) or path.name,
+        "method": _word(record.get("method")),
         "architecture": _architecture(record),
-        "dataset": _table(record, "data").get("dataset"),
-        "seed": record.get("seed"),
+        "dataset": _word(_table(record, "data").get("dataset")),
+        "seed": _count(record.get("seed")),
         "state": state,
-        "epochs": {"done": done, "total": train.get("epochs")},
-        "leader": record.get("leader"),
+        "epochs": {"done": _count(done) or 0, "total": _count(train.get("epochs"))},
+        "leader": _word(record.get("leader")),
         "top1_error": error,
         "error_epoch": error_epoch,
         "created": created.isoformat(),
@@ -238,6 +238,7 @@ def _described(path: Path) -> dict[str, Any]:
 def _record(path: Path) -> tuple[dict[str, Any], str | None]:
     """run.json and what is wrong with it."""
     try:
+        # Numbers of thousands of digits are refused, as a `ValueError`.
         record = json.loads(_read(path / files.RECORD))
     except (ValueError, RecursionError):
         return {}, f"its {files.RECORD} is damaged"
@@ -256,7 +257,7 @@ def _record(path: Path) -> tuple[dict[str, Any], str | None]:
 def _recipe(path: Path) -> dict[str, Any] | None:
     try:
         return tomllib.loads(_read(path / files.RECIPE).decode()) or None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -273,9 +274,18 @@ def _table(tree: object, key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _word(value: object) -> str | None:
+    """Text that somebody else may have written, without what would steer a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in value) if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def _architecture(record: dict[str, Any]) -> str | None:
     each = _table(record, "architectures")
-    return " + ".join(dict.fromkeys(map(str, each.values()))) if each else record.get("architecture")
+    return _word(" + ".join(dict.fromkeys(map(str, each.values()))) if each else record.get("architecture"))
 
 
 def _error(record: dict[str, Any], tested: dict[str, Any]) -> tuple[float | None, int | None]:
@@ -283,9 +293,9 @@ def _error(record: dict[str, Any], tested: dict[str, Any]) -> tuple[float | None
     final, leader = _table(record, "final"), str(record.get("leader"))
     source = final or _table(tested, "test")
     error = _table(_table(source, "errors"), leader).get("top1")
-    if not isinstance(error, int | float):
+    if not isinstance(error, int | float) or not 0 <= error <= 100:
         return None, None
-    return float(error), None if final else tested.get("epoch")
+    return float(error), None if final else _count(tested.get("epoch"))
 
 
 def _last_lines(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -302,7 +312,7 @@ def _last_lines(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for text in reversed(lines[:-1]):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and "epoch" in line:
             last = last or line
