@@ -310,6 +310,10 @@ def test_rows_are_sorted_by_what_is_asked(six: Path, distilkit: Command) -> None
         means = [group[figure] for group in document["groups"]]
         means = [mean["mean"] if isinstance(mean, dict) else mean for mean in means]
         assert means == sorted(means)
+    leaders = [
+        pair["group"] for pair in distilkit("compare", "--runs", six, "--sort", "error", "--json").json["differences"]
+    ]
+    assert leaders == ["other"], "subtracted from the one before it"
     assert distilkit("compare", "--runs", six, "--sort", "luck").status == 2
 
 

@@ -47,7 +47,8 @@ def compare(
     if sort is not None:
         rows.sort(key=lambda row: _sort_value(row, sort))
         summaries.sort(key=lambda summary: _sort_value(summary, sort))
-        order = {label: place for place, label in enumerate(dict.fromkeys(each["group"] for each in summaries))}
+        # An ensemble is no leader's rank.
+        order = {each["group"]: place for place, each in enumerate(summaries) if each["leader"]}
         groups.sort(key=lambda group: order[group.label])
     if baseline is None:
         pairs = [(theirs, ours) for theirs, ours in itertools.combinations(groups, 2)]
