@@ -241,7 +241,6 @@ def _run_text(run: Run, seeds: Sequence[Run]) -> str:
 | reported weights | {final["selected"]["rule"]} (epoch {final["selected"]["epoch"]}) |
 | seed | {record["seed"]}: {said} |
 | device, precision | {record["device"]}, {record["precision"]["used"]} |
-| training speed | {final["images_per_second"]:,.0f} images/s |
 
 ## Errors on the test images, percent
 
