@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -34,25 +34,43 @@ stderr = Console(stderr=True, highlight=False)
 
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON object on stdout: the schema's version, then the document; null for what is not finite."""
-    sys.stdout.write(json.dumps({"schema": SCHEMA, **finite(document)}, allow_nan=False, indent=1) + "\n")
+    print_text(json_text(document))
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """The object that `print_json` prints."""
+    return json.dumps({"schema": SCHEMA, **finite(document)}, allow_nan=False, indent=1) + "\n"
+
+
+def print_text(text: str) -> None:
+    """Text on stdout, as it is: neither folded nor coloured."""
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str | None = None) -> None:
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    note: str | None = None,
+    *,
+    to: Console | None = None,
+) -> None:
     """A table on stdout; the first column is text, the others are figures. `note`: what the figures mean."""
     from rich import box
     from rich.table import Table
 
+    to = to or stdout
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     # Title and note outside the table: inside it they would be folded to its width.
-    stdout.print(Text(title, style="bold"), soft_wrap=True)
-    stdout.print(table)
+    to.print(Text(title, style="bold"), soft_wrap=True)
+    to.print(table)
     if note:
-        stdout.print(Text(note, style="dim"), soft_wrap=True)
+        to.print(Text(note, style="dim"), soft_wrap=True)
 
 
 def print_bars(
@@ -83,9 +101,23 @@ def print_bars(
         stdout.print(Text(note, style="dim"), soft_wrap=True)
 
 
-def print_line(text: str) -> None:
+def print_line(text: str, *, to: Console | None = None) -> None:
     """A line on stdout, as it is."""
-    stdout.print(Text(text), soft_wrap=True)
+    (to or stdout).print(Text(text), soft_wrap=True)
+
+
+def of_file(file: TextIO) -> Console:
+    """What `print_table` and `print_line` can write to instead of stdout: plain text, in which nothing is folded."""
+    return Console(file=file, highlight=False, width=_WIDTH_OF_FILES, color_system=None, force_terminal=False)
+
+
+def amount(count: int) -> str:
+    """Bytes as a person reads them: "12 kB", "3.4 MB"."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    # What rounds to 1000 belongs to the next unit.
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 9.95 else f"{value:.1f} {units[0]}"
 
 
 def tell(text: str, style: str = "") -> None:

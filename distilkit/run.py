@@ -33,18 +33,17 @@ from distilkit.models import own, registry
 from distilkit.observer import Observer
 from distilkit.recipe import ModelSection, Recipe
 from distilkit.training import checkpoint as checkpoints
-from distilkit.training import log
+from distilkit.training import files, log
 from distilkit.training.build import build_learner
 from distilkit.training.checkpoint import Checkpoint
 from distilkit.training.trainer import CHECKPOINTS, METRICS
 
-FORMAT = 1
-RECORD = "run.json"
-RECIPE = "recipe.toml"
+FORMAT = files.FORMAT
+RECORD = files.RECORD
+RECIPE = files.RECIPE
 CONFIG = "config.json"
 MODEL = "model.safetensors"
-REQUIRED = ("state", "method", "architecture", "members", "leader", "ensemble", "parameters", "flops", "data", "seed")
-"""What every run.json says from its first moment on."""
+REQUIRED = files.REQUIRED
 
 RETRAIN = "put the file back as it was, or train anew"
 PRUNE_AGAIN = "prune its run again: distilkit prune-branches RUN"
@@ -155,7 +154,7 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
 
     Raises `UserError` when another training holds it.
     """
-    lock = FileLock(run.path / ".lock", timeout=0)
+    lock = FileLock(run.path / files.LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:

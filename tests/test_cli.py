@@ -23,17 +23,8 @@ from distilkit.workflows import train as train_workflow
 
 Command = Callable[..., Result]
 COMMANDS = (
-    "train",
-    "evaluate",
-    "ensemble-eval",
-    "prune-branches",
-    "robustness",
-    "export",
-    "compare",
-    "report",
-    "benchmark",
-    "push",
-    "pull",
+    *("train", "evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare", "report"),
+    *("benchmark", "push", "pull", "runs"),
 )
 TAKE_A_RUN = ("evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare", "report")
 GONE = object()
@@ -126,7 +117,7 @@ def test_a_command_leaves_json_alone_on_stdout_and_status_0(one_run: Path, tmp_p
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert json.loads(out)["passed"] is True
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.card.md", "model.onnx"]
 
 
 def test_a_wrong_path_leaves_status_2_and_no_traceback(tmp_path: Path) -> None:

@@ -305,4 +305,4 @@ def test_compare_shows_bytes_and_can_do_without_them(
     assert [row["bytes"] for row in rows[1:]] == [new["bytes"]["deploy"], new["bytes"]["ensemble"]]
     assert [row["activations"] for row in rows[1:]] == [new["activations"]["deploy"], new["activations"]["ensemble"]]
     table = distilkit("compare", old, one_run).out
-    assert f"{new['bytes']['ensemble'] / 1e6:.{1 if new['bytes']['ensemble'] >= 1e6 else 2}f} " in table
+    assert f"{new['bytes']['ensemble'] / 1e6:.{1 if new['bytes']['ensemble'] >= 1e6 else 2}f}" in table.split()

@@ -170,7 +170,8 @@ def test_metrics_have_a_line_for_every_epoch(one_run: Path, baseline_run: Path):
 def test_the_card_has_the_figures_of_the_run(one_run: Path, baseline_run: Path):
     for run in (one_run, baseline_run):
         card, record = (run / "README.md").read_text(encoding="utf-8"), record_of(run)
-        assert card.startswith(f"# {load(run / 'recipe.toml').name}\n")
+        assert card.startswith("---\nlibrary_name: distilkit\n")
+        assert f"\n# {load(run / 'recipe.toml').name}\n" in card
         for name, errors in record["final"]["errors"].items():
             (row,) = [line for line in card.splitlines() if line.startswith(f"| {name}")]
             assert f"{errors['top1']:.2f}" in row

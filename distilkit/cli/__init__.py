@@ -1,5 +1,6 @@
 """The command line: one small file per command. What is heavy is imported inside the functions."""
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from distilkit.cli import (
     push,
     report,
     robustness,
+    runs,
     train,
 )
 from distilkit.errors import UserError
@@ -44,6 +46,7 @@ app.command("push")(push.push)
 app.command("pull")(pull.pull)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
+app.add_typer(runs.app, name="runs")
 app.command("benchmark")(benchmark.benchmark)
 app.command("models")(models.models)
 
@@ -80,9 +83,15 @@ def _interrupted(message: str, hint: str, as_json: bool) -> int:
     return 130
 
 
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether stdout must hold one JSON document, whatever happens."""
+    pairs = itertools.pairwise(arguments)
+    return "--json" in arguments or "--format=json" in arguments or ("--format", "json") in pairs
+
+
 def _status(arguments: Sequence[str]) -> int:
     # One process of several prints the JSON document; the others may still have to say why they ended.
-    as_json = "--json" in arguments and os.environ.get("RANK", "0") == "0"
+    as_json = _wants_json(arguments) and os.environ.get("RANK", "0") == "0"
     try:
         status = app(args=list(arguments), prog_name="distilkit", standalone_mode=False) or 0
         # Typer turns Ctrl-C into this status; a check that failed has 1, and told why.

@@ -307,12 +307,16 @@ class Recipe(BaseModel):
         """SHA-256 of `to_toml`, in hexadecimal."""
         return hashlib.sha256(self.to_toml().encode()).hexdigest()
 
+    def settings(self) -> dict[str, Any]:
+        """Every key, dotted, with its value, None where it is not set: {"train.epochs": 300, ...}."""
+        return _flat(self.model_dump())
+
     def differences(self, other: "Recipe") -> list[str]:
         """Every key in which another recipe says something else: "train.epochs: 300 here, 100 there".
 
         The name does not count, nor does what is undecided there: a precision, a storage, a split yet to find.
         """
-        ours, theirs = _flat(self.model_dump()), _flat(other.model_dump())
+        ours, theirs = self.settings(), other.settings()
         for key in ("train.precision", "data.storage"):
             if theirs[key] == "auto":
                 theirs[key] = ours[key]

@@ -31,14 +31,14 @@ from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
 from distilkit.recipe import DataSection, Recipe, SnapshotSection, resolve_epochs
 from distilkit.training import checkpoint as checkpoints
-from distilkit.training import log, schedule
+from distilkit.training import files, log, schedule
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.interrupt import Interrupted, StopRequest, stop_requests
 from distilkit.training.optimizer import make_optimizer
 from distilkit.training.processes import deterministic, lost_ones_named
 from distilkit.training.teacher import Teacher
 
-METRICS = "metrics.jsonl"
+METRICS = files.METRICS
 CHECKPOINTS = "checkpoints"
 TRACKER = "tensorboard"
 

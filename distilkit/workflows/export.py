@@ -20,6 +20,7 @@ from distilkit.export.parity import check_onnx
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.run import DataRecord, Model, Run, find_run, open_model, writable
+from distilkit.workflows.cards import beside_export
 from distilkit.workflows.quantize import Quantization, quantize
 
 Format = Literal["onnx"]
@@ -66,11 +67,11 @@ def export(
     if mode == "ensemble" and member is not None:
         raise UserError(f"--member {member} cannot be chosen in an ensemble of all members", "leave --member out")
     if mode == "single":
-        found, model = open_model(path, runs, member=member, checkpoint=checkpoint)
+        exported, model = open_model(path, runs, member=member, checkpoint=checkpoint)
         classifier: SingleForExport | EnsembleForExport = SingleForExport(model.classifier)
-        source, data, metadata = found.path, model.data, _metadata(model)
+        source, data, metadata = exported.path, model.data, _metadata(model)
     else:
-        run = find_run(path, runs)
+        run = exported = find_run(path, runs)
         learner = run.learner(checkpoint)
         name = learner.method.ensemble_name
         if name is None:
@@ -141,6 +142,7 @@ def export(
             )
         summary["quantized"] = {"same_data": same, **quantized}
         summary |= {"passed": quantized["passed"], "reason": quantized["reason"]}
+    summary["card"] = beside_export(exported, summary, observer, inside=output is None, final=checkpoint is None)
     return summary
 
 

@@ -16,6 +16,7 @@ from distilkit.group import Classifier, Group
 from distilkit.models import own
 from distilkit.observer import Observer
 from distilkit.run import CONFIG, FORMAT, MODEL, RECORD, DataRecord, find_run, stock_classifier, writable, write_json
+from distilkit.workflows.cards import refresh
 
 BATCH_SIZE = 250
 
@@ -74,6 +75,8 @@ def prune_branches(
         partial.write_bytes(contents)
         partial.replace(folder / MODEL)
         write_json(folder / CONFIG, config)
+    if output is None:
+        refresh(run.path, observer)
     return {
         "run": str(run.path),
         "output": str(folder),

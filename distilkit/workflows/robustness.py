@@ -21,6 +21,7 @@ from distilkit.observer import Observer
 from distilkit.randomness import generator
 from distilkit.report.curves import plot_curves
 from distilkit.run import Model, open_model, writable, write_json
+from distilkit.workflows.cards import refresh
 from distilkit.workflows.evaluate import choose_device
 from distilkit.workflows.robustness_checks import Thresholds, check_kind
 
@@ -79,7 +80,10 @@ def robustness(
     grid = perturbation.magnitudes(settings.max_distance, settings.steps, wanted)
     document: dict[str, Any] = {
         "settings": vars(settings),
-        "runs": [_measured(model, grid, settings, data_root, device, observer) for model in models],
+        "runs": [
+            {**_measured(model, grid, settings, data_root, device, observer), "checkpoint": checkpoint}
+            for model in models
+        ],
     }
     document["checks"] = [threshold.check(run) for run in document["runs"] for threshold in thresholds.all]
     document["passed"] = all(check["passed"] for check in document["checks"])
@@ -87,6 +91,8 @@ def robustness(
         plots = _plots(document["runs"], folder, settings) if settings.parameters else []
         document["files"] = [str(folder / "robustness.json"), *map(str, plots)]
         write_json(folder / "robustness.json", document)
+    if output is None:
+        refresh(models[0].path, observer)
     return document
 
 

@@ -25,7 +25,6 @@ from distilkit.learner import Learner
 from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
-from distilkit.report.card import write_card
 from distilkit.run import DataRecord, Run, data_record, spec_record, written_by_us_alone
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import precision as precisions
@@ -34,9 +33,10 @@ from distilkit.training.build import build_learner, placed
 from distilkit.training.footprint import checkpoint_bytes
 from distilkit.training.interrupt import Interrupted
 from distilkit.training.pretrained import start_from
-from distilkit.training.processes import from_main, join, lost_ones_named, make_accelerator
+from distilkit.training.processes import from_main, is_main, join, lost_ones_named, make_accelerator
 from distilkit.training.teacher import Teacher
 from distilkit.training.trainer import Trainer, check_settings
+from distilkit.workflows.cards import finished_card, refresh
 from distilkit.workflows.teachers import open_teacher, resolve_teacher
 
 PACKAGES = ("torch", "torchvision", "accelerate", "fvcore", "onnx", "onnxruntime", "safetensors", "numpy")
@@ -158,6 +158,10 @@ def train_seeds(
         sibling = recipe.model_copy(update={"name": f"{recipe.name}-seed{seed}", "train": settings})
         observer.note(f"seed {seed}")
         documents.append(train(sibling, runs, device=device, command=command, observer=observer))
+    if is_main():
+        # The first ones could not know of those that came after them.
+        for document in documents:
+            refresh(Path(document["run"]), observer)
     names = documents[0]["errors"]
     top1 = {name: [document["errors"][name]["top1"] for document in documents] for name in names}
     return {
@@ -315,7 +319,7 @@ def _fit(
     if main:
         # "done" comes last: nobody resumes a run that says so.
         run.record["final"] = _final(run, learner)
-        write_card(run)
+        finished_card(run, observer)
         run.update(state="done")
     accelerator.wait_for_everyone()
     return result(Run.open(run.path))
