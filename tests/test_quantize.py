@@ -197,8 +197,8 @@ def test_calibration_on_wrong_images_trips_max_drop_and_leaves_the_whole_file(
     quantized = document["quantized"]
     assert quantized["drop"] > 5
     assert f"rises by {quantized['drop']:.2f} points (0.5 are allowed)" in document["reason"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-int8.failed-check.onnx", "model.onnx"]
-    assert quantized["file"] == quantized["after"]["file"] == str(tmp_path / "model-int8.failed-check.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-int8.failed.onnx", "model.onnx"]
+    assert quantized["file"] == quantized["after"]["file"] == str(tmp_path / "model-int8.failed.onnx")
     assert document["file"] == str(tmp_path / "model.onnx")
     assert document["reason"] in result.err
     images, labels = images_of(run, "test")

@@ -22,6 +22,8 @@ from distilkit.cli import (
 )
 from distilkit.errors import UserError
 
+SIGPIPE = 13  # which Python does not know everywhere
+
 app = typer.Typer(
     name="distilkit",
     no_args_is_help=True,
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit status.
 
     0 done; 1 a check that was asked for failed; 2 the input is wrong; 3 a fault of ours, traceback in a file; 130 or
-    143 interrupted by SIGINT or SIGTERM.
+    143 interrupted by SIGINT or SIGTERM; 141 the reader of the output has left, as `head` does (SIGPIPE).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     sys.exit(_status(arguments))
@@ -72,6 +74,13 @@ def _interrupted(message: str, hint: str, as_json: bool) -> int:
 
     console.report_interruption(message, hint, as_json)
     return 130
+
+
+def _reader_has_left() -> int:
+    """The status of a program that its reader, such as `head`, has left: what a shell reports of SIGPIPE."""
+    # Python would complain of the pipe once more when it flushes stdout at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + SIGPIPE
 
 
 def _status(arguments: Sequence[str]) -> int:
@@ -89,10 +98,12 @@ def _status(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _interrupted("interrupted", "nothing was being trained; type the command again", as_json)
     except BrokenPipeError:
-        # The reader of our output has left, as in `distilkit compare | head`: no failure of anybody's. Python would
-        # complain of the pipe once more when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _reader_has_left()
+    except SystemExit as leaving:
+        # Rich and Click leave by themselves where a pipe is closed, as if something had failed.
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return _reader_has_left()
+        raise
     except Exception as error:  # noqa: BLE001 - the last resort: every other fault is ours
         from distilkit import console
 
