@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import distilkit
 from distilkit.errors import UserError
+from distilkit.export.runtime import RUNTIME_ERRORS, open_session
 
 INPUT_NAME = "images"
 BATCH_DIMENSION = "N"
@@ -111,14 +112,37 @@ def export_onnx(
 
 
 def check_opset(opset: int) -> None:
-    """Raise `UserError` for an opset that the exporter does not write or the installed onnx does not know."""
-    newest = onnx.defs.onnx_opset_version()
+    """Raise `UserError` for an opset that the exporter does not write or ONNX Runtime does not run."""
+    newest = newest_opset()
     if not OLDEST_OPSET <= opset <= newest:
         raise UserError(
             f"--opset must be {OLDEST_OPSET} to {newest}, not {opset}: PyTorch's exporter writes none older, and the "
-            f"installed onnx {onnx.__version__} knows none newer",
+            "installed onnx and ONNX Runtime know none newer",
             "leave --opset out for the exporter's own",
         )
+
+
+def newest_opset() -> int:
+    """The newest opset that the installed onnx can write and ONNX Runtime opens."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "probe",
+        [value("x", onnx.TensorProto.FLOAT, [1])],
+        [value("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for opset in range(onnx.defs.onnx_opset_version(), OLDEST_OPSET, -1):
+            file = Path(folder) / f"{opset}.onnx"
+            onnx.save(
+                onnx.helper.make_model_gen_version(graph, opset_imports=[onnx.helper.make_opsetid("", opset)]), file
+            )
+            try:
+                open_session(file)
+            except RUNTIME_ERRORS:
+                continue
+            return opset
+    return OLDEST_OPSET
 
 
 def write_model(model: onnx.ModelProto, file: Path, metadata: Mapping[str, str]) -> None:

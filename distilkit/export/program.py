@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._sympy.numbers import int_oo
 
+from distilkit.errors import UserError
 from distilkit.export.onnx import BATCH_DIMENSION, prepared, quiet, refused, write_atomically
 
 METADATA = "distilkit.json"
@@ -67,6 +69,7 @@ def export_pt2(
         if half or folded is not network:
             # After batch norm was folded, for the product is rounded once then, and a small variance does not become 0.
             program = _trace(_Program(folded.half() if half else folded, output_names, half=half), images, free)
+        _require_any_size(program, free)
         _clean(program)
         content = io.BytesIO()
         torch.export.save(program, content, extra_files={METADATA: json.dumps(dict(sorted(metadata.items())))})
@@ -110,11 +113,10 @@ def _fold(network: nn.Module, program: ExportedProgram) -> nn.Module:
 
     pairs = []
     for node in program.graph.nodes:
-        if node.op != "call_function" or "aten::batch_norm" not in str(getattr(node.target, "name", str)()):
+        if node.op != "call_function" or _operator(node) != "aten::batch_norm":
             continue
         before, weight = node.args[0], node.args[1]
-        convolves = before.op == "call_function" and "aten::conv2d" in str(getattr(before.target, "name", str)())
-        if not convolves or len(before.users) != 1:
+        if before.op != "call_function" or _operator(before) != "aten::conv2d" or len(before.users) != 1:
             continue
         paths = owner(before.args[1]), owner(weight)
         if None not in paths:
@@ -130,11 +132,31 @@ def _fold(network: nn.Module, program: ExportedProgram) -> nn.Module:
     return folded.eval()
 
 
+def _operator(node: torch.fx.Node) -> str:
+    """Name what a node calls, whether it writes to its input or not: "aten::relu"."""
+    name = getattr(node.target, "name", None)
+    return str(name()).partition(".")[0].removesuffix("_") if callable(name) else str(node.target)
+
+
+def _require_any_size(program: ExportedProgram, free: Mapping[int, str]) -> None:
+    """Raise `UserError` if the tracer has found a largest height or width, or one that alone will do."""
+    (images,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    for axis, name in free.items():
+        length = images.meta["val"].shape[axis]
+        most = length if isinstance(length, int) else program.range_constraints[length.node.expr].upper
+        if name != BATCH_DIMENSION and most != int_oo:
+            raise UserError(
+                f"PyTorch's tracer finds that {name} may be {most} at most: at the size of training the maps have "
+                "shrunk to one pixel",
+                "--format onnx takes any size here; --size N is another fixed size",
+            )
+
+
 def _clean(program: ExportedProgram) -> None:
     """Remove what only training needs, what nothing reads, and what the tracer notes of this machine."""
     graph = program.graph
     for node in list(graph.nodes):
-        if node.op == "call_function" and str(getattr(node.target, "name", str)()).partition(".")[0] in _PASSES:
+        if node.op == "call_function" and _operator(node) in _PASSES:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     graph.eliminate_dead_code()

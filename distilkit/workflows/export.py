@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +93,9 @@ def export(
         source, data, metadata = run.path, run.data, _ensemble_metadata(run, name, checkpoint)
     network = Formed(classifier, form).eval()
     side = form.side if isinstance(form.side, int) else data.size
+    sizes = [(side, side), *(_other_sizes(side) if form.any_size else ())]
+    if form.side is not None:
+        _require_sizes(network, sizes, data.channels, format)
     test = _test_images(data, side, data_root) if quantization is None else None
     loaded = None if quantization is None else data.load(("train", "test"), data_root)
     test = loaded.splits["test"] if loaded is not None else test
@@ -99,6 +103,8 @@ def export(
     images = test.images[:PARITY_IMAGES]
     batch_sizes = PARITY_BATCH_SIZES if form.batch is None else (form.batch,)
     metadata |= form.metadata(data.channels, data.size)
+    if side != data.size:
+        metadata["top1_error_percent"] = ""  # which was counted at another size
     metadata["outputs"] = json.dumps(list(network.output_names))
     framing = datasets.traits(data.dataset).framing(side, data.channels)
     metadata["preprocessing"] = Preparation(framing, form.layout, form.input_type).to_json()
@@ -112,14 +118,15 @@ def export(
         try:
             observer.note(f"exporting {source} ({mode}) to {format}")
             _write(network, unchecked, data, metadata, format, opset)
-            sizes = ", ".join(map(str, batch_sizes))
-            observer.note(f"comparing with PyTorch on {len(images)} test images at batch size {sizes}")
-            for height, width in ((side, side), *(_other_sizes(side) if form.any_size else ())):
+            together = ", ".join(map(str, batch_sizes))
+            observer.note(f"comparing with PyTorch on {len(images)} test images at batch size {together}")
+            for height, width in sizes:
                 at_size = images if (height, width) == (side, side) else _resized(images[:SIZED_IMAGES], height, width)
                 parities[height, width] = check_file(
                     unchecked, network, form.arrange(at_size), network.output_names, batch_sizes, half=form.half
                 )
-            parity = next((each for each in parities.values() if not each.passed), parities[side, side])
+            height, width = next((size for size, each in parities.items() if not each.passed), (side, side))
+            parity, where = parities[height, width], f"at {height} x {width} pixels: " if form.any_size else ""
             error = _error(unchecked, test, form, observer) if parity.passed else None
             if not parity.passed:
                 target = failed
@@ -160,7 +167,7 @@ def export(
         ],
         "test": error,
         "passed": parity.passed,
-        "reason": parity.reason,
+        "reason": where + parity.reason if parity.reason else None,
     }
     if mode == "ensemble" and parity.passed:
         observer.note("timing the ensemble beside the leader alone")
@@ -237,6 +244,28 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
     """Images uint8 [N, C, H, W] at another size, as Pillow's bilinear filter has them."""
     resized = F.interpolate(images.float(), size=(height, width), mode="bilinear", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _require_sizes(network: Formed, sizes: Sequence[tuple[int, int]], channels: int, format: Format) -> None:
+    """Raise `UserError` if the network itself, or the format, does not take images of these sizes."""
+    hint = "a fully convolutional network with global pooling takes any size; leave --size out"
+    for height, width in sizes:
+        images = torch.zeros(2, channels, height, width, dtype=network.form.dtype)
+        try:
+            with torch.inference_mode():
+                network(network.form.arrange(images))
+        except Exception as error:  # each architecture has its own way to say that it does not take images of a size
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise UserError(
+                f"this network does not take images of {height} x {width} pixels: {reason}", hint
+            ) from error
+    pools = [each for each in network.modules() if isinstance(each, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)]
+    fixed = [each.output_size for each in pools if each.output_size not in (1, (1, 1))]
+    if network.form.any_size and fixed and format != "pt2":
+        raise UserError(
+            f"this network pools maps of any size to {fixed[0]}, for which ONNX has no operator",
+            "--format pt2 takes any size here; --size N is another fixed size",
+        )
 
 
 def _other_sizes(side: int) -> tuple[tuple[int, int], ...]:
