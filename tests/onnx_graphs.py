@@ -17,7 +17,8 @@ def dead(model: onnx.ModelProto) -> list[str]:
     """Nodes, weights and descriptions of values that nothing reads."""
     graph = model.graph
     read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    made = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
+    made = {name for node in graph.node for name in node.output}
+    made |= {each.name for each in (*graph.input, *graph.initializer)}
     return [
         *(node.name for node in graph.node if not read & set(node.output)),
         *(weight.name for weight in graph.initializer if weight.name not in read),

@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import Result
 from onnx_graphs import multiply_adds, operators, unclean
+from PIL import Image
 from tiny_families import CHANNELS, SIZE, images, learner, member, registered
 from torch import nn
 
@@ -524,8 +525,6 @@ def test_a_file_for_any_size_is_compared_at_others_and_predicts(
     found = session.run(["logits"], {"images": pixels.numpy()})[0]
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
     picture = tmp_path / "picture.png"
-    from PIL import Image
-
     Image.fromarray(np.full((20, 30), 128, np.uint8)).save(picture)
     assert distilkit("predict", file, picture, "--json").json["images"] == 1
     assert distilkit("benchmark", file, "--batch", 2, "--repetitions", 1, "--json").json["results"][0]["batch"] == 2
@@ -602,6 +601,37 @@ def test_commands_that_do_not_take_a_file_say_which_do(
         result = distilkit(command, file)
         assert result.status == 2
         assert "benchmark" in result.err
+
+
+@pytest.mark.parametrize("format", OTHERS)
+def test_the_documented_lines_for_other_formats_answer_as_predict_does(
+    exported: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    distilkit: Command,
+    capsys: pytest.CaptureFixture[str],
+    format: str,
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    snippet, *others = (part.partition("```")[0] for part in page.split("```python\n")[1:])
+    (own,) = (each for each in others if f'"single{ENDINGS[format]}"' in each)
+    lines = snippet.splitlines()
+    (opens,) = (place for place, line in enumerate(lines) if line.startswith("session = "))
+    (computes,) = (place for place, line in enumerate(lines) if "session.run" in line)
+    assert lines[opens + 1].startswith("about = ")
+    (line,) = (line for line in page.splitlines() if line.startswith("`probabilities = run("))
+    lines[computes] = line.split("`")[1]
+    lines[opens : opens + 2] = [own]
+    for part in parts(exported[format]):
+        shutil.copy(part, tmp_path)
+    Image.fromarray(np.arange(0, 240, 3, dtype=np.uint8).reshape(8, 10)).save(tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile("\n".join(lines), "deployment.md", "exec"), {})
+    answer = [(name, float(value)) for name, value in map(str.split, capsys.readouterr().out.splitlines())]
+    (expected,) = distilkit("predict", exported["onnx"], "cat.jpg", "--json").json["predictions"]
+    assert [name for name, _ in answer] == [each["class"] for each in expected["top"]]
+    assert [value for _, value in answer] == pytest.approx([e["probability"] for e in expected["top"]], abs=2e-4)
 
 
 # Sizes that a network cannot take, and opsets
