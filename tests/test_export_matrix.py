@@ -60,13 +60,13 @@ def test_every_family_and_every_method_is_here() -> None:
 
 
 class _Uses(TorchDispatchMode):
-    """Sees which tensors convolutions make, how often each is read, and which ones batch norms take."""
+    """Sees what convolutions and matrix products make, how often that is read, and what batch norms take."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held: list[object] = []  # so that no other tensor gets the id of one that is gone
         self.reads: Counter[int] = Counter()
-        self.convolved: set[int] = set()
+        self.linear: set[int] = set()
         self.normed: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -74,18 +74,19 @@ class _Uses(TorchDispatchMode):
         self.reads.update(id(each) for each in taken)
         made = func(*args, **(kwargs or {}))
         self.held += [taken, made]
-        if func.name().startswith("aten::convolution"):
-            self.convolved.add(id(made))
+        # The exporter folds into matrix products as well: ONE's gate has one before its norm.
+        if func.name() in ("aten::convolution", "aten::addmm", "aten::linear", "aten::mm"):
+            self.linear.add(id(made))
         elif "batch_norm" in func.name():
             self.normed.append(id(args[0]))
         return made
 
 
 def kept_norms(module: nn.Module) -> int:
-    """How many batch norms cannot be folded: what they take is not a convolution's alone."""
+    """How many batch norms cannot be folded: what they take is not what a convolution makes for them alone."""
     with torch.no_grad(), _Uses() as uses:
         module(images(2))
-    return sum(each not in uses.convolved or uses.reads[each] > 1 for each in uses.normed)
+    return sum(each not in uses.linear or uses.reads[each] > 1 for each in uses.normed)
 
 
 @pytest.mark.parametrize(("family", "method"), PAIRS)
@@ -102,7 +103,10 @@ def test_files_agree_with_pytorch_and_are_clean(family: str, method: str, tmp_pa
     assert parity.passed, parity.reason
     assert parity.batch_sizes == (1, 7, 32)
     assert unclean(file, norms=kept) == []
-    assert len(set(pytorch_classes(single, pixels))) > 1  # else agreement would say little
+    with torch.no_grad():
+        logits = single(pixels)[0]
+    # Images are told apart by far more than the tolerance, else agreement would say little.
+    assert (logits.amax(0) - logits.amin(0)).max() > 10 * parity.tolerance
 
     assert (whole.method.ensemble_name is None) == (METHODS[method][3] == 1)
     if whole.method.ensemble_name is None:
@@ -138,11 +142,6 @@ def test_files_agree_with_pytorch_and_are_clean(family: str, method: str, tmp_pa
 
 def convolutions(module: nn.Module) -> int:
     return sum(isinstance(each, nn.Conv2d) for each in module.modules())
-
-
-def pytorch_classes(module: nn.Module, pixels: torch.Tensor) -> list[int]:
-    with torch.no_grad():
-        return [int(label) for label in module(pixels)[0].argmax(-1)]
 
 
 def test_the_graph_of_peers_costs_what_is_counted_for_them(tmp_path: Path) -> None:

@@ -168,8 +168,9 @@ def member(group: Group, name: str) -> Classifier:
 
 
 def images(count: int = 33, height: int = SIZE, width: int = SIZE) -> torch.Tensor:
-    """uint8 [count, 3, height, width], smooth as photographs are and unlike each other."""
+    """uint8 [count, 3, height, width], smooth as photographs are, of many colours and contrasts."""
     draws = torch.Generator().manual_seed(1)
-    coarse = torch.rand(count, CHANNELS, 6, 6, generator=draws)
+    colours = torch.rand(count, CHANNELS, 1, 1, generator=draws).round(decimals=1)
+    coarse = colours + (torch.rand(count, CHANNELS, 6, 6, generator=draws) - 0.5) * colours.mean(1, keepdim=True)
     fine = nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
     return fine.mul(255).clamp(0, 255).to(torch.uint8)

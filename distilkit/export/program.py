@@ -25,6 +25,9 @@ METADATA = "distilkit.json"
 # What is left of training in a traced graph, and hands its first argument on.
 _PASSES = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout"}
 
+# Of values inside, whose types cannot be others.
+_TYPE_CHECK = "aten::_assert_tensor_metadata"
+
 
 class _Program(nn.Module):
     """A network (images -> tensors) whose outputs have names, and whose numbers inside may be float16."""
@@ -158,6 +161,8 @@ def _clean(program: ExportedProgram) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and _operator(node) in _PASSES:
             node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.op == "call_function" and _operator(node) == _TYPE_CHECK:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     for node in graph.nodes:
