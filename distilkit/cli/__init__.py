@@ -66,7 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     143 interrupted by SIGINT or SIGTERM; 141 the reader of the output has left, as `head` does (SIGPIPE).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    sys.exit(_status(arguments))
+    try:
+        status = _status(arguments)
+    except BrokenPipeError:
+        status = _reader_has_left()
+    except SystemExit as leaving:
+        # Rich and Click leave by themselves where a pipe is closed, as if something had failed.
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        status = _reader_has_left()
+    sys.exit(status)
 
 
 def _interrupted(message: str, hint: str, as_json: bool) -> int:
@@ -97,13 +106,6 @@ def _status(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return _interrupted("interrupted", "nothing was being trained; type the command again", as_json)
-    except BrokenPipeError:
-        return _reader_has_left()
-    except SystemExit as leaving:
-        # Rich and Click leave by themselves where a pipe is closed, as if something had failed.
-        if isinstance(leaving.__context__, BrokenPipeError):
-            return _reader_has_left()
-        raise
     except Exception as error:  # noqa: BLE001 - the last resort: every other fault is ours
         from distilkit import console
 

@@ -149,9 +149,9 @@ def _require_any_size(program: ExportedProgram, free: Mapping[int, str]) -> None
         most = length if isinstance(length, int) else program.range_constraints[length.node.expr].upper
         if name != BATCH_DIMENSION and most != int_oo:
             raise UserError(
-                f"PyTorch's tracer finds that {name} may be {most} at most: at the size of training the maps have "
-                "shrunk to one pixel",
-                "--format onnx takes any size here; --size N is another fixed size",
+                f"PyTorch's tracer finds that {name} may be {most} at most, as it does where maps have shrunk to one "
+                "pixel at the size of training",
+                "try --format onnx; --size N is another fixed size",
             )
 
 
