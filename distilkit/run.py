@@ -443,6 +443,10 @@ def load_weights_and_digest(file: Path) -> tuple[dict[str, Tensor], str]:
         raise UserError(f"the weights {file} cannot be read: {error}", PRUNE_AGAIN) from error
 
 
+EXPORTED = (".onnx", ".pt2", ".xml")
+"""What the names of files end in that `distilkit export` writes."""
+
+
 def find(path: Path | None, runs: Path) -> Run | PrunedModel:
     """The run or pruned model at `path`; without one, the newest finished run below `runs`."""
     if path is None:
@@ -455,6 +459,8 @@ def find(path: Path | None, runs: Path) -> Run | PrunedModel:
             problem = "is a file; a run is a folder" if path.is_file() else "is not a run: it has no run.json"
         near = [str(folder) for folder in _run_folders(path.parent)] or [str(folder) for folder in _run_folders(runs)]
         hint = f"there are: {', '.join(near[-5:])}" if near else "train one first: distilkit train quickstart"
+        if path.is_file() and path.suffix in EXPORTED:
+            hint = f"an exported file is for predict (.onnx) and benchmark; {hint}"
         raise UserError(f"{path} {problem}", hint)
     return Run.open(path)
 

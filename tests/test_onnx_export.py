@@ -17,7 +17,7 @@ from distilkit.errors import UserError
 from distilkit.export.form import Form, Formed
 from distilkit.export.latency import interleaved_latency
 from distilkit.export.onnx import EnsembleForExport, SingleForExport, export_onnx
-from distilkit.export.parity import MAX_TOLERANCE, check_onnx
+from distilkit.export.parity import MAX_TOLERANCE, check_file
 from distilkit.models import registry
 
 SIZE = (3, 12, 12)
@@ -90,7 +90,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[SingleForExport, P
 
 def test_runtime_and_pytorch_agree_on_every_output(single: tuple[SingleForExport, Path]):
     module, file = single
-    parity = check_onnx(file, module, images(), module.output_names)
+    parity = check_file(file, module, images(), module.output_names)
     assert parity.passed
     assert parity.reason is None
     assert parity.max_abs_difference < 1e-5
@@ -173,7 +173,7 @@ def test_an_ensemble_gives_its_own_answer_and_if_asked_each_members(tmp_path: Pa
     extra = ("logits_leader", "logits_peer_0", "logits_peer_1") if members else ()
     assert module.output_names == ("logits", "probabilities", *extra)
     export(module, tmp_path / "ensemble.onnx")
-    parity = check_onnx(tmp_path / "ensemble.onnx", module, images(), module.output_names)
+    parity = check_file(tmp_path / "ensemble.onnx", module, images(), module.output_names)
     assert parity.passed
     model = onnx.load(tmp_path / "ensemble.onnx")
     assert tuple(output.name for output in model.graph.output) == module.output_names
@@ -188,15 +188,15 @@ def test_a_file_may_take_bytes(tmp_path: Path):
     module = FromBytes(classifier()).eval()
     export(module, tmp_path / "bytes.onnx", input_dtype=torch.uint8)
     assert onnx.load(tmp_path / "bytes.onnx").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    assert check_onnx(tmp_path / "bytes.onnx", module, images(), module.output_names).passed
-    assert check_onnx(tmp_path / "bytes.onnx", module, images() / 255, module.output_names).passed
+    assert check_file(tmp_path / "bytes.onnx", module, images(), module.output_names).passed
+    assert check_file(tmp_path / "bytes.onnx", module, images() / 255, module.output_names).passed
 
 
 def test_the_opset_can_be_chosen(tmp_path: Path):
     module = SingleForExport(classifier()).eval()
     export(module, tmp_path / "model.onnx", opset=18)
     assert [entry.version for entry in onnx.load(tmp_path / "model.onnx").opset_import] == [18]
-    assert check_onnx(tmp_path / "model.onnx", module, images(8), module.output_names).passed
+    assert check_file(tmp_path / "model.onnx", module, images(8), module.output_names).passed
 
 
 def test_rounding_stays_far_inside_the_tolerance(tmp_path: Path):
@@ -206,7 +206,7 @@ def test_rounding_stays_far_inside_the_tolerance(tmp_path: Path):
     recompute_statistics(module, [pixels])  # else 32 layers of fresh weights blow the logits up
     module.eval()
     export(module, tmp_path / "model.onnx", size=(3, 16, 16))
-    parity = check_onnx(tmp_path / "model.onnx", module, pixels, module.output_names, batch_sizes=(1, 16))
+    parity = check_file(tmp_path / "model.onnx", module, pixels, module.output_names, batch_sizes=(1, 16))
     assert parity.passed
     assert parity.max_abs_difference < 0.3 * parity.tolerance
 
@@ -237,7 +237,7 @@ def damaged(file: Path, to: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["weight", "bias", "nan"])
 def test_a_damaged_file_fails(single: tuple[SingleForExport, Path], tmp_path: Path, kind: str):
     module, file = single
-    parity = check_onnx(damaged(file, tmp_path / "damaged.onnx", kind), module, images(), module.output_names)
+    parity = check_file(damaged(file, tmp_path / "damaged.onnx", kind), module, images(), module.output_names)
     assert not parity.passed
     assert parity.reason
     assert not parity.max_abs_difference <= parity.tolerance
@@ -250,7 +250,7 @@ def test_a_difference_in_any_output_fails(single: tuple[SingleForExport, Path]):
         logits, probabilities = module(x)
         return logits, probabilities + 0.01
 
-    assert not check_onnx(file, reference, images(), module.output_names).passed
+    assert not check_file(file, reference, images(), module.output_names).passed
 
 
 def test_a_difference_in_one_image_alone_fails(single: tuple[SingleForExport, Path]):
@@ -262,7 +262,7 @@ def test_a_difference_in_one_image_alone_fails(single: tuple[SingleForExport, Pa
         logits, probabilities = module(x)
         return logits + 0.01 * (x == last).all((1, 2, 3)).float()[:, None], probabilities
 
-    parity = check_onnx(file, reference, pixels, module.output_names)
+    parity = check_file(file, reference, pixels, module.output_names)
     assert not parity.passed
     assert parity.max_abs_difference == pytest.approx(0.01, rel=1e-2)
 
@@ -275,7 +275,7 @@ def test_a_reference_that_is_not_finite_fails(single: tuple[SingleForExport, Pat
         logits, probabilities = module(x)
         return logits.masked_fill(logits > 0, value), probabilities
 
-    parity = check_onnx(file, reference, images(), module.output_names)
+    parity = check_file(file, reference, images(), module.output_names)
     assert not parity.passed
     assert parity.reason == "an output is not finite"
 
@@ -293,7 +293,7 @@ def test_a_tie_in_pytorch_may_fall_either_way(tmp_path: Path):
             return logits, logits.softmax(1)
 
     export(Tied(-1e-5), tmp_path / "tied.onnx")
-    parity = check_onnx(tmp_path / "tied.onnx", Tied(1e-5), images(), Tied.output_names)
+    parity = check_file(tmp_path / "tied.onnx", Tied(1e-5), images(), Tied.output_names)
     assert parity.passed
     assert parity.top1_agreement == 0
 
@@ -309,7 +309,7 @@ def test_a_file_for_one_batch_size_only_fails(tmp_path: Path):
     model = onnx.load(tmp_path / "model.onnx")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 7
     onnx.save(model, tmp_path / "model.onnx")
-    parity = check_onnx(tmp_path / "model.onnx", Fixed(), images(), Fixed.output_names)
+    parity = check_file(tmp_path / "model.onnx", Fixed(), images(), Fixed.output_names)
     assert not parity.passed
     assert "ONNX Runtime fails on a batch of 1" in (parity.reason or "")
 
@@ -317,18 +317,18 @@ def test_a_file_for_one_batch_size_only_fails(tmp_path: Path):
 def test_files_that_are_not_what_was_asked_for(single: tuple[SingleForExport, Path], tmp_path: Path):
     module, file = single
     with pytest.raises(UserError, match="no file"):
-        check_onnx(tmp_path / "missing.onnx", module, images(), module.output_names)
+        check_file(tmp_path / "missing.onnx", module, images(), module.output_names)
     with pytest.raises(UserError, match="no output logits_leader"):
-        check_onnx(file, module, images(), ["logits", "logits_leader"])
+        check_file(file, module, images(), ["logits", "logits_leader"])
     (tmp_path / "garbage.onnx").write_bytes(b"not onnx")
-    parity = check_onnx(tmp_path / "garbage.onnx", module, images(), module.output_names)
+    parity = check_file(tmp_path / "garbage.onnx", module, images(), module.output_names)
     assert (parity.passed, "cannot open" in (parity.reason or "")) == (False, True)
 
 
 def test_a_tolerance_beyond_the_cap_is_refused(single: tuple[SingleForExport, Path]):
     module, file = single
     with pytest.raises(ValueError, match="tolerance"):
-        check_onnx(file, module, images(), module.output_names, tolerance=0.1)
+        check_file(file, module, images(), module.output_names, tolerance=0.1)
 
 
 def test_large_logits_do_not_lift_the_cap(single: tuple[SingleForExport, Path]):
@@ -338,7 +338,7 @@ def test_large_logits_do_not_lift_the_cap(single: tuple[SingleForExport, Path]):
         logits, probabilities = module(x)
         return logits * 1e6, probabilities
 
-    assert check_onnx(file, reference, images(), module.output_names).tolerance == 1e-3
+    assert check_file(file, reference, images(), module.output_names).tolerance == 1e-3
 
 
 def test_a_network_that_branches_on_values_is_the_users_to_mend(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -422,7 +422,7 @@ def test_every_form_computes_the_same_from_the_same_images(tmp_path: Path, form:
 
     pixels = images(20)
     batches = (form.batch,) if form.batch else (1, 7, 32)
-    parity = check_onnx(
+    parity = check_file(
         tmp_path / "a.onnx",
         lambda x: plain(
             (x.permute(0, 3, 1, 2) if form.layout == "nhwc" else x) / (255 if form.dtype.itemsize == 1 else 1)
@@ -451,4 +451,4 @@ def test_half_precision_does_not_excuse_a_wrong_weight(tmp_path: Path):
     values.flat[0] += 1
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, tmp_path / "half.onnx")
-    assert not check_onnx(tmp_path / "half.onnx", module, images(), module.output_names, half=True).passed
+    assert not check_file(tmp_path / "half.onnx", module, images(), module.output_names, half=True).passed

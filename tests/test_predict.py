@@ -554,7 +554,7 @@ def test_the_three_lines_of_load_work_as_printed(
     (tmp_path / "runs" / "one").symlink_to(one_run)
     Image.new("RGB", (40, 30), "white").save(tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)
-    exec(compile(SNIPPETS[2], str(PAGE), "exec"), {})
+    exec(compile(SNIPPETS[4], str(PAGE), "exec"), {})
     assert capsys.readouterr().out.strip() in tuple("0123456789")
 
 
@@ -575,7 +575,7 @@ def test_the_weights_of_torchvisions_architecture_are_torchvisions(
     prune_branches(run, run.parent, member=None, checkpoint=None, output=output, data_root=None, observer=Observer())
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
-    exec(compile(SNIPPETS[3], str(PAGE), "exec"), scope)
+    exec(compile(SNIPPETS[5], str(PAGE), "exec"), scope)
     model = package.load(output)
     stock, ours = scope["network"].eval(), model.backbone.state_dict()
     assert all(torch.equal(tensor, ours[name]) for name, tensor in stock.state_dict().items())

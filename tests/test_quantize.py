@@ -197,8 +197,8 @@ def test_calibration_on_wrong_images_trips_max_drop_and_leaves_the_whole_file(
     quantized = document["quantized"]
     assert quantized["drop"] > 5
     assert f"rises by {quantized['drop']:.2f} points (0.5 are allowed)" in document["reason"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-int8.failed-check.onnx", "model.onnx"]
-    assert quantized["file"] == quantized["after"]["file"] == str(tmp_path / "model-int8.failed-check.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-int8.failed.onnx", "model.onnx"]
+    assert quantized["file"] == quantized["after"]["file"] == str(tmp_path / "model-int8.failed.onnx")
     assert document["file"] == str(tmp_path / "model.onnx")
     assert document["reason"] in result.err
     images, labels = images_of(run, "test")
@@ -228,6 +228,34 @@ def test_min_speedup_is_checked_and_slower_is_called_slower(
     assert (tmp_path / "model.onnx").is_file()
     assert (tmp_path / "model-int8.onnx").is_file() == (status == 0)
     assert ("1.2 is wanted" in result.err) == (status == 1)
+
+
+@pytest.mark.parametrize(("counts", "status"), [((), 1), ((1,), 1), ((8,), 0)])
+def test_the_batch_size_at_which_the_speedup_counts(
+    counts: tuple[int, ...],
+    status: int,
+    run: Path,
+    tmp_path: Path,
+    distilkit: Command,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def latency(files: Any, batches: Any) -> Any:
+        # No faster alone, twice as fast together.
+        times = {name: {batch: 1.0 if name == "before" or batch == 1 else 0.5 for batch in batches} for name in files}
+        return {
+            name: {batch: {"median_ms": median, "p95_ms": 9.0} for batch, median in by_batch.items()}
+            for name, by_batch in times.items()
+        }
+
+    monkeypatch.setattr("distilkit.workflows.quantize.interleaved_latency", latency)
+    arguments = ("--quantize", "int8", "--calibration-images", 20, "--min-speedup", 1.2)
+    counted = [part for batch in counts for part in ("--speedup-batch", batch)]
+    result = distilkit("export", run, *arguments, *counted, "--output", tmp_path / "model.onnx", "--json")
+    assert result.status == status
+    (check,) = result.json["quantized"]["checks"]
+    assert check["batches"] == [f"batch_{batch}" for batch in counts or (1, 32)]
+    assert check["speedup"] == (2.0 if counts == (8,) else 1.0)
+    assert set(result.json["quantized"]["speedup"]) >= {"batch_1", "batch_32"}
 
 
 def test_dynamic_has_integer_weights_and_needs_no_calibration(

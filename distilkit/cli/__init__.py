@@ -27,6 +27,8 @@ from distilkit.cli import (
 )
 from distilkit.errors import UserError
 
+SIGPIPE = 13  # which Python does not know everywhere
+
 app = typer.Typer(
     name="distilkit",
     no_args_is_help=True,
@@ -70,10 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit status.
 
     0 done; 1 a check that was asked for failed; 2 the input is wrong; 3 a fault of ours, traceback in a file; 130 or
-    143 interrupted by SIGINT or SIGTERM.
+    143 interrupted by SIGINT or SIGTERM; 141 the reader of the output has left, as `head` does (SIGPIPE).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    sys.exit(_status(arguments))
+    try:
+        status = _status(arguments)
+    except BrokenPipeError:
+        status = _reader_has_left()
+    except SystemExit as leaving:
+        # Rich and Click leave by themselves where a pipe is closed, as if something had failed.
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        status = _reader_has_left()
+    sys.exit(status)
 
 
 def _interrupted(message: str, hint: str, as_json: bool) -> int:
@@ -87,6 +98,13 @@ def _wants_json(arguments: Sequence[str]) -> bool:
     """Whether stdout must hold one JSON document, whatever happens."""
     pairs = itertools.pairwise(arguments)
     return "--json" in arguments or "--format=json" in arguments or ("--format", "json") in pairs
+
+
+def _reader_has_left() -> int:
+    """The status of a program that its reader, such as `head`, has left: what a shell reports of SIGPIPE."""
+    # Python would complain of the pipe once more when it flushes stdout at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + SIGPIPE
 
 
 def _status(arguments: Sequence[str]) -> int:
@@ -103,11 +121,6 @@ def _status(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return _interrupted("interrupted", "nothing was being trained; type the command again", as_json)
-    except BrokenPipeError:
-        # The reader of our output has left, as in `distilkit compare | head`: no failure of anybody's. Python would
-        # complain of the pipe once more when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:  # noqa: BLE001 - the last resort: every other fault is ours
         from distilkit import console
 

@@ -12,7 +12,7 @@ from distilkit.errors import UserError
 def benchmark(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE|RUN]...", help="ONNX files and runs. Without one: the newest finished run."),
+        typer.Argument(metavar="[FILE|RUN]...", help="Exported files and runs. Without one: the newest finished run."),
     ] = None,
     batch: Annotated[str, typer.Option("--batch", metavar="1,32,128", help="Batch sizes.")] = "1,32,128",
     threads: Annotated[str, typer.Option("--threads", metavar="1,2", help="Numbers of threads.")] = "1",

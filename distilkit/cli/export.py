@@ -18,7 +18,10 @@ def export(
             help="The leader, the method's own ensemble, or another student.",
         ),
     ] = "single",
-    format: Annotated[Literal["onnx"], typer.Option("--format", help="The file's format.")] = "onnx",
+    format: Annotated[
+        Literal["onnx", "pt2", "openvino"],
+        typer.Option("--format", help="ONNX, a torch.export program, or OpenVINO's .xml and .bin (an extra)."),
+    ] = "onnx",
     members: Annotated[
         bool, typer.Option("--members", help="With --mode ensemble: each student's logits as outputs too.")
     ] = False,
@@ -26,7 +29,7 @@ def export(
     checkpoint: options.Checkpoint = None,
     data: options.DataRoot = None,
     opset: Annotated[
-        int | None, typer.Option("--opset", min=18, max=30, help="ONNX opset; without it the exporter's own.")
+        int | None, typer.Option("--opset", help="ONNX opset, 18 and above; without it the exporter's own.")
     ] = None,
     input: Annotated[
         Literal["float", "uint8"],
@@ -37,6 +40,10 @@ def export(
     ] = "nchw",
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, max=65536, help="The only batch size; without it any.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="N|dynamic", help="Other pixels to a side than in training, or any H x W."),
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Weights and computation in half precision.")] = False,
     quantize: Annotated[
@@ -63,6 +70,16 @@ def export(
         float | None,
         typer.Option("--min-speedup", metavar="FACTOR", help="Exit 1 if 8 bits are not so many times as fast."),
     ] = None,
+    speedup_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--speedup-batch",
+            metavar="N",
+            min=1,
+            max=65536,
+            help="The batch size at which --min-speedup counts; without it at 1 and at 32.",
+        ),
+    ] = None,
     output: options.Output = None,
     trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
@@ -70,8 +87,8 @@ def export(
 ) -> None:
     """One file to deploy, checked against PyTorch on real images before it says done.
 
-    Exit status 1 when ONNX Runtime disagrees with PyTorch, or the 8-bit file fails --max-drop or --min-speedup; the
-    file at fault is then kept under a name that says so.
+    Exit status 1 when the file disagrees with PyTorch in its own runtime, or the 8-bit file fails --max-drop or
+    --min-speedup; the file at fault is then kept under a name that ends in .failed.
 
     Examples:
 
@@ -81,8 +98,11 @@ def export(
 
       distilkit export --mode member:student_1 --input uint8 --layout nhwc
 
+      distilkit export --format openvino --size dynamic
+
       distilkit export --quantize int8 --max-drop 0.5 --min-speedup 1.2
     """
+    side = _side(size)
     if quantize is None:
         for option, value in (
             ("--calibration", calibration),
@@ -90,6 +110,7 @@ def export(
             ("--reduce-range or --full-range", reduce_range),
             ("--max-drop", max_drop),
             ("--min-speedup", min_speedup),
+            ("--speedup-batch", speedup_batch),
         ):
             if value is not None:
                 raise UserError(f"{option} belongs to --quantize", "--quantize int8")
@@ -112,9 +133,11 @@ def export(
             data_root=data,
             opset=opset,
             observer=console.TerminalObserver(),
-            form=Form(pixels=input, layout=layout, batch=batch, half=fp16),
+            form=Form(pixels=input, layout=layout, batch=batch, half=fp16, side=side),
             quantization=quantize
-            and Quantization(quantize, calibration, calibration_images, max_drop, min_speedup, reduce_range),
+            and Quantization(
+                quantize, calibration, calibration_images, max_drop, min_speedup, reduce_range, speedup_batch
+            ),
         )
     console.print_json(document) if json_output else _show(document)
     if not document["passed"]:
@@ -126,6 +149,15 @@ def export(
         if quantized:
             console.tell(f"hint: the {document['precision']} file is whole: {document['file']}", "yellow")
         raise typer.Exit(1)
+
+
+def _side(text: str | None) -> int | Literal["dynamic"] | None:
+    if text in (None, "dynamic"):
+        return text  # type: ignore[return-value]
+    assert text is not None
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 4096:
+        raise UserError(f"--size must be a number of pixels, 1 to 4096, or dynamic, not {text!r}", "--size dynamic")
+    return int(text)
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -141,10 +173,11 @@ def _show(document: dict[str, Any]) -> None:
             ["compared with PyTorch on", f"{document['images_compared']} test images, batch sizes {sizes}"],
             ["largest difference", f"{document['max_abs_difference']:.2e} (tolerance {document['tolerance']:.0e})"],
             ["same class, %", f"{document['top1_agreement']:.2f}"],
+            *_other_rows(document),
             ["checked", "passed" if document["passed"] or "quantized" in document else "FAILED"],
         ],
     )
-    console.print_line(f"written: {document['file']}")
+    console.print_line(f"written: {' and '.join(document['files'])}")
     if "deployed" in document:
         deployed = document["deployed"]
         batches = list(deployed["single"]["latency_ms"])
@@ -160,10 +193,22 @@ def _show(document: dict[str, Any]) -> None:
                 ]
                 for name, figures in deployed.items()
             ],
-            "FLOPs of one image: 2 per multiply-add; latency: ONNX Runtime on this CPU, measured in turn in one run",
+            "FLOPs of one image: 2 per multiply-add; latency: the files on this CPU, measured in turn in one run",
         )
     if "quantized" in document:
         _show_quantized(document["quantized"])
+
+
+def _other_rows(document: dict[str, Any]) -> list[list[str]]:
+    rows = [
+        [f"at {at['height']} x {at['width']} pixels", f"{at['max_abs_difference']:.2e}, {at['top1_agreement']:.2f} %"]
+        for at in document["sizes"][1:]
+    ]
+    if test := document["test"]:
+        low, high = test["interval95"]
+        figure = f"{test['top1_error']:.2f} ({low:.2f} to {high:.2f}) on {test['images']:,} images"
+        rows.append(["top-1 test error of the file, %", figure])
+    return rows
 
 
 def _show_quantized(quantized: dict[str, Any]) -> None:

@@ -6,10 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distilkit.export.onnx import EnsembleForExport, SingleForExport
+from distilkit.export.onnx import BATCH_DIMENSION, EnsembleForExport, SingleForExport
 
 Pixels = Literal["float", "uint8"]
 Layout = Literal["nchw", "nhwc"]
+Format = Literal["onnx", "pt2", "openvino"]
+
+ENDINGS: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml"}
+"""What the names of files end in; an OpenVINO file's weights lie beside it, in one that ends in .bin."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +21,15 @@ class Form:
     """What a file looks like from outside, and its precision.
 
     `pixels`: "float", float32 in [0, 1], or "uint8", which the graph itself scales. `layout`: "nchw" [N, C, H, W] or
-    "nhwc" [N, H, W, C]. `batch`: the only N that the file takes, None for any. `half`: float16 inside.
+    "nhwc" [N, H, W, C]. `batch`: the only N that the file takes, None for any. `half`: float16 inside. `side`: the only
+    H and W, None for those of training, "dynamic" for any.
     """
 
     pixels: Pixels = "float"
     layout: Layout = "nchw"
     batch: int | None = None
     half: bool = False
+    side: int | Literal["dynamic"] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -47,12 +53,28 @@ class Form:
             "uint8" if self.pixels == "uint8" else "",
             "nhwc" if self.layout == "nhwc" else "",
             f"batch{self.batch}" if self.batch else "",
+            "dynamic" if self.any_size else f"size{self.side}" if self.side else "",
             "fp16" if self.half else "",
         ]
         return "".join(f"-{part}" for part in parts if part)
 
+    @property
+    def any_size(self) -> bool:
+        """Whether H and W are free."""
+        return self.side == "dynamic"
+
+    @property
+    def free_axes(self) -> dict[int, str]:
+        """Those axes of the input whose length is free, and what they are called."""
+        height = 2 if self.layout == "nchw" else 1
+        return {
+            **({0: BATCH_DIMENSION} if self.batch is None else {}),
+            **({height: "H", height + 1: "W"} if self.any_size else {}),
+        }
+
     def size(self, channels: int, size: int) -> tuple[int, int, int]:
-        """The shape of one image, `size` pixels high and wide."""
+        """The shape of one image of `size` pixels, or of those that the form insists on, high and wide."""
+        size = self.side if isinstance(self.side, int) else size
         return (size, size, channels) if self.layout == "nhwc" else (channels, size, size)
 
     def arrange(self, images: Tensor) -> Tensor:
@@ -61,7 +83,8 @@ class Form:
 
     def metadata(self, channels: int, size: int) -> dict[str, str]:
         """What the file says of its input and its weights."""
-        shape = ", ".join(str(length) for length in (self.batch or "N", *self.size(channels, size)))
+        lengths = enumerate((self.batch, *self.size(channels, size)))
+        shape = ", ".join(self.free_axes.get(axis, str(length)) for axis, length in lengths)
         values = "pixels 0 to 255" if self.pixels == "uint8" else "pixels in [0, 1]"
         return {
             "input": f"{self.input_type} [{shape}], {values}, not normalised",

@@ -4,14 +4,14 @@ import os
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distilkit.export.parity import input_array
-from distilkit.export.runtime import open_session
+from distilkit.errors import UserError
+from distilkit.export.opened import OpenedFile, OpenedFileError, image_shape, input_array, open_file
 from distilkit.randomness import generator
 
 _WARMUPS = 3
@@ -50,11 +50,22 @@ def random_pixels(shape: Sequence[int]) -> Tensor:
     return torch.randint(256, tuple(shape), dtype=torch.uint8, generator=generator(0, "latency", shape[0]))
 
 
-def session_call(session: Any, batch_size: int) -> Callable[[], object]:
-    """One run of an ONNX Runtime session on `batch_size` images of random pixels."""
-    (image_input,) = session.get_inputs()
-    array = input_array(session, random_pixels((batch_size, *image_input.shape[1:])))
-    return lambda: session.run(None, {image_input.name: array})
+def file_call(opened: OpenedFile, batch_size: int) -> Callable[[], object]:
+    """One run of a file on `batch_size` images of random pixels, as large as those that it was trained with."""
+    array = input_array(opened, random_pixels((batch_size, *image_shape(opened))))
+    return lambda: opened.run(opened.outputs, array)
+
+
+def opened_for_timing(file: Path, threads: int | None) -> OpenedFile:
+    """Open a file that takes images alone. Raises `UserError` for any other."""
+    try:
+        opened = open_file(file, threads)
+        image_shape(opened)
+    except OpenedFileError as error:
+        raise UserError(
+            f"{file} cannot be timed: {error}", "name a file that distilkit export wrote, or a run"
+        ) from error
+    return opened
 
 
 class Machine(TypedDict):
@@ -80,15 +91,16 @@ def interleaved_latency(
     repetitions: int = 50,
     threads: int | None = None,
 ) -> dict[str, dict[int, Latency]]:
-    """Time ONNX files against each other in ONNX Runtime on the CPU: name -> batch size -> milliseconds per batch.
+    """Time files against each other in their own runtimes on the CPU: name -> batch size -> milliseconds per batch.
 
-    All sessions are open at once and run A, B, A, B, ..., `repetitions` times each, after three runs that are not
-    counted. Images are random pixels. `threads` None uses every core. Raises `UserError` if a file does not exist.
+    All files are open at once and run A, B, A, B, ..., `repetitions` times each, after three runs that are not
+    counted. Images are random pixels. `threads` None uses every core. Raises `UserError` if a file does not exist or
+    cannot be opened.
     """
-    sessions = {name: open_session(file, threads) for name, file in files.items()}
+    opened = {name: opened_for_timing(file, threads) for name, file in files.items()}
     results: dict[str, dict[int, Latency]] = {name: {} for name in files}
     for batch_size in batch_sizes:
-        calls = {name: session_call(session, batch_size) for name, session in sessions.items()}
+        calls = {name: file_call(each, batch_size) for name, each in opened.items()}
         for name, latency in interleave(calls, repetitions).items():
             results[name][batch_size] = latency
     return results

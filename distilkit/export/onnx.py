@@ -23,9 +23,13 @@ from torch import Tensor, nn
 
 import distilkit
 from distilkit.errors import UserError
+from distilkit.export.runtime import RUNTIME_ERRORS, open_session
 
 INPUT_NAME = "images"
 BATCH_DIMENSION = "N"
+
+OLDEST_OPSET = 18
+"""What PyTorch's exporter writes by itself; asked for an older one it writes this one all the same."""
 
 # A protobuf message holds no more than 2 GiB; below it stays room for the graph.
 _MAX_WEIGHT_BYTES = 2**31 - 2**24
@@ -79,26 +83,66 @@ def export_onnx(
     input_dtype: torch.dtype = torch.float32,
     batch: int | None = None,
     half: bool = False,
+    free_axes: Mapping[int, str] | None = None,
 ) -> None:
     """Write `module` to `file` as ONNX.
 
     `module`: images [N, *size] of `input_dtype` (float32 in [0, 1], or uint8) -> a tuple of tensors, one for each of
     `output_names`. `size`: (C, H, W), or (H, W, C) for a module that takes that. `metadata`: what the file says of
     itself. `opset`: None leaves it to torch. `batch`: the only N that the file takes, None for any. `half`: weights and
-    computation in float16, between an input and outputs that stay what they are.
+    computation in float16, between an input and outputs that stay what they are. `free_axes`: those of the input whose
+    length is free, with their names; None: N alone, where `batch` does not say it.
 
     The input is called `images`. A float32 copy on the CPU in eval mode is exported; the
     module stays as it is. Batch norm that follows a convolution directly is folded into it. The same weights give the
     same bytes under the same versions of torch and onnxscript. The file appears complete or not at all, and nothing is
-    printed. Raises `UserError` if the network cannot be expressed in ONNX or is too large for one file.
+    printed. Raises `UserError` if the network cannot be expressed in ONNX or is too large for one file, or if there is
+    no such opset.
     """
+    if opset is not None:
+        check_opset(opset)
     if sum(t.numel() * 4 for t in module.state_dict().values()) > _MAX_WEIGHT_BYTES:
         raise UserError("this network is larger than the 2 GiB that one ONNX file can hold")
-    model = _translate(module, size, tuple(output_names), opset, input_dtype, batch)
+    free = ({0: BATCH_DIMENSION} if batch is None else {}) if free_axes is None else dict(free_axes)
+    model = _translate(module, size, tuple(output_names), opset, input_dtype, batch, free)
     if half:
         # After batch norm was folded, for the product is rounded once then, and a small variance does not become 0.
         model = _in_half_precision(model)
     write_model(model, file, metadata)
+
+
+def check_opset(opset: int) -> None:
+    """Raise `UserError` for an opset that the exporter does not write or ONNX Runtime does not run."""
+    newest = newest_opset()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise UserError(
+            f"--opset must be {OLDEST_OPSET} to {newest}, not {opset}: PyTorch's exporter writes none older, and the "
+            "installed onnx and ONNX Runtime know none newer",
+            "leave --opset out for the exporter's own",
+        )
+
+
+def newest_opset() -> int:
+    """The newest opset that the installed onnx can write and ONNX Runtime opens."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "probe",
+        [value("x", onnx.TensorProto.FLOAT, [1])],
+        [value("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for opset in range(onnx.defs.onnx_opset_version(), OLDEST_OPSET, -1):
+            file = Path(folder) / f"{opset}.onnx"
+            onnx.save(
+                onnx.helper.make_model_gen_version(graph, opset_imports=[onnx.helper.make_opsetid("", opset)]), file
+            )
+            try:
+                open_session(file)
+            except RUNTIME_ERRORS:
+                continue
+            return opset
+    return OLDEST_OPSET
 
 
 def write_model(model: onnx.ModelProto, file: Path, metadata: Mapping[str, str]) -> None:
@@ -112,7 +156,7 @@ def write_model(model: onnx.ModelProto, file: Path, metadata: Mapping[str, str])
     model.ClearField("metadata_props")
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
     onnx.checker.check_model(model, full_check=True)
-    _write_atomically(file, model.SerializeToString(deterministic=True))
+    write_atomically(file, model.SerializeToString(deterministic=True))
 
 
 def _translate(
@@ -122,15 +166,10 @@ def _translate(
     opset: int | None,
     input_dtype: torch.dtype,
     batch: int | None,
+    free: Mapping[int, str],
 ) -> onnx.ModelProto:
-    exported = copy.deepcopy(module).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
-    # Two images: a free dimension of one would be taken for a constant. Their contents do not matter.
-    images = torch.zeros(batch or 2, *size, dtype=input_dtype)
-    free = {0: torch.export.Dim(BATCH_DIMENSION)} if batch is None else {}
+    exported, images = prepared(module, size, output_names, input_dtype, batch)
     with quiet(), torch.no_grad():
-        outputs = exported(images)
-        if len(outputs) != len(output_names):
-            raise ValueError(f"the network has {len(outputs)} outputs, not {', '.join(output_names)}")
         try:
             program = torch.onnx.export(
                 exported,
@@ -139,20 +178,51 @@ def _translate(
                 verbose=False,
                 input_names=[INPUT_NAME],
                 output_names=list(output_names),
-                dynamic_shapes=(free,),
+                # Of height and width there is a smallest that a network can take: a name leaves that to torch, where a
+                # `Dim` would promise any length.
+                dynamic_shapes=({a: torch.export.Dim(n) if n == BATCH_DIMENSION else n for a, n in free.items()},),
                 opset_version=opset,
                 external_data=False,
                 optimize=True,
             )
         except torch.onnx.OnnxExporterError as error:
-            cause = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UserError(
-                f"this network cannot be exported to ONNX: {cause}",
-                "its forward must work for any number of images, without branching on values",
-            ) from error
+            raise refused("ONNX", free, error.__cause__ or error) from error
     assert program is not None  # dynamo=True always gives one
     model: onnx.ModelProto = program.model_proto
+    if opset is not None and [entry.version for entry in model.opset_import if not entry.domain] != [opset]:
+        raise UserError(f"PyTorch {torch.__version__} cannot write opset {opset}", "leave --opset out")
     return model
+
+
+def prepared(
+    module: nn.Module, size: tuple[int, int, int], output_names: Sequence[str], dtype: torch.dtype, batch: int | None
+) -> tuple[nn.Module, Tensor]:
+    """A copy of a module as it is exported, float32 on the CPU in eval mode, and images to trace it with.
+
+    Raises `ValueError` if it does not give as many outputs as there are names.
+    """
+    exported = copy.deepcopy(module).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
+    # Two images: a free dimension of one would be taken for a constant. Their contents do not matter.
+    images = torch.zeros(batch or 2, *size, dtype=dtype)
+    with quiet(), torch.no_grad():
+        outputs = exported(images)
+    if len(outputs) != len(output_names):
+        raise ValueError(f"the network has {len(outputs)} outputs, not {', '.join(output_names)}")
+    return exported, images
+
+
+def refused(format: str, free: Mapping[int, str], cause: BaseException) -> UserError:
+    """Why a network cannot be exported, in one line, and what to do."""
+    reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    if len(free) > 1:
+        return UserError(
+            f"this network does not take images of any size: {reason}",
+            "a fully convolutional network with global pooling does; --size N is another fixed size",
+        )
+    return UserError(
+        f"this network cannot be exported to {format}: {reason}",
+        "its forward must work for any number of images, without branching on values",
+    )
 
 
 def _in_half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -207,7 +277,8 @@ def _strip(message: Any) -> None:
                 _strip(item)
 
 
-def _write_atomically(file: Path, content: bytes) -> None:
+def write_atomically(file: Path, content: bytes) -> None:
+    """The file appears complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, for a rename is atomic only within one file system.
     handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distilkit.errors import UserError
-from distilkit.export.runtime import RUNTIME_ERRORS, open_session
+from distilkit.export.opened import OpenedFileError, fixed_batch, input_array, open_file
 
 MAX_TOLERANCE = 1e-3
 """No pair of logits may differ by more, whatever their size."""
@@ -44,23 +43,7 @@ class Parity:
     reason: str | None
 
 
-def input_array(session: Any, images: Tensor) -> NDArray[Any]:
-    """Give images (uint8, or float in [0, 1]) the type that the session's one input has."""
-    if session.get_inputs()[0].type == "tensor(uint8)":
-        pixels = images if images.dtype == torch.uint8 else images.mul(255).round().to(torch.uint8)
-    else:
-        pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    array: NDArray[Any] = pixels.cpu().contiguous().numpy()
-    return array
-
-
-def fixed_batch(session: Any) -> int | None:
-    """The only number of images that the session takes at once; None if it takes any."""
-    size = session.get_inputs()[0].shape[0]
-    return size if isinstance(size, int) else None
-
-
-def check_onnx(
+def check_file(
     file: Path,
     reference: Callable[[Tensor], tuple[Tensor, ...]],
     images: Tensor,
@@ -69,7 +52,7 @@ def check_onnx(
     tolerance: float | None = None,
     half: bool = False,
 ) -> Parity:
-    """Compare every output of `file` with PyTorch's.
+    """Compare every output of `file`, in its own runtime, with PyTorch's.
 
     `reference`: the module that was exported, in eval mode on the CPU. `images`: [N, C, H, W], or as that module takes
     them, uint8 or float in [0, 1]; both sides get the same numbers. The largest batch size covers all N images, the
@@ -98,15 +81,14 @@ def check_onnx(
         return Parity(tuple(batch_sizes), len(images), math.inf, 0.0, tolerance or limit, passed=False, reason=reason)
 
     try:
-        session = open_session(file)
-    except RUNTIME_ERRORS as error:
-        return failed(f"ONNX Runtime cannot open the file: {_first_line(error)}")
+        opened = open_file(file)
+    except OpenedFileError as error:
+        return failed(str(error))
     names = list(output_names)
-    present = [output.name for output in session.get_outputs()]
-    if missing := [name for name in names if name not in present]:
-        raise UserError(f"{file} has no output {', '.join(missing)}; it has {', '.join(present)}")
+    if missing := [name for name in names if name not in opened.outputs]:
+        raise UserError(f"{file} has no output {', '.join(missing)}; it has {', '.join(opened.outputs)}")
 
-    pixels = input_array(session, images)
+    pixels = input_array(opened, images)
     largest = max(batch_sizes)
     expected = _reference_outputs(reference, torch.from_numpy(pixels), largest)
     if len(expected) != len(names):
@@ -120,18 +102,17 @@ def check_onnx(
     same: list[NDArray[np.bool_]] = []
     close: list[NDArray[np.bool_]] = []
     ambiguous = _margins(expected[0]) < 2 * tolerance
-    input_name = session.get_inputs()[0].name
     for batch_size in dict.fromkeys(batch_sizes):
         wanted = len(images) if batch_size == largest else min(len(images), batch_size * _BATCHES_OF_SMALLER_SIZES)
-        if fixed_batch(session) is not None:
+        if fixed_batch(opened) is not None:
             wanted = math.ceil(wanted / batch_size) * batch_size
         positions = np.arange(max(wanted, batch_size)) % len(images)
         for start in range(0, len(positions), batch_size):
             batch = positions[start : start + batch_size]
             try:
-                actual = session.run(names, {input_name: pixels[batch]})
-            except RUNTIME_ERRORS as error:
-                return failed(f"ONNX Runtime fails on a batch of {len(batch)}: {_first_line(error)}")
+                actual = opened.run(names, pixels[batch])
+            except OpenedFileError as error:
+                return failed(str(error))
             for name, ours, theirs in zip(names, expected, actual, strict=True):
                 if theirs.shape != ours[batch].shape:
                     return failed(f"output {name} has shape {list(theirs.shape)}, not {list(ours[batch].shape)}")
@@ -178,7 +159,3 @@ def _margins(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         margins: NDArray[np.float64] = ordered[..., -1] - ordered[..., -2]
     return margins
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

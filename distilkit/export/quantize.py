@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distilkit.errors import UserError
-from distilkit.export.onnx import quiet, write_model
-from distilkit.export.parity import fixed_batch, input_array
+from distilkit.export.onnx import INPUT_NAME, quiet, write_model
+from distilkit.export.opened import fixed_batch, input_array, open_file
 from distilkit.export.runtime import open_session
 from distilkit.randomness import generator
 
@@ -94,8 +94,8 @@ def quantize_static(
     """
     from onnxruntime import quantization
 
-    session = open_session(source)
-    reader = _Reader(input_array(session, images), session.get_inputs()[0].name, fixed_batch(session))
+    opened = open_file(source)
+    reader = _Reader(input_array(opened, images), INPUT_NAME, fixed_batch(opened))
     methods = {
         "minmax": quantization.CalibrationMethod.MinMax,
         "percentile": quantization.CalibrationMethod.Percentile,

@@ -13,24 +13,32 @@ from torch import nn
 
 from distilkit.analysis.learner_cost import learner_cost
 from distilkit.errors import UserError
-from distilkit.export.latency import interleave, is_busy, machine, random_pixels, session_call
+from distilkit.export.latency import (
+    file_call,
+    interleave,
+    is_busy,
+    machine,
+    opened_for_timing,
+    random_pixels,
+)
 from distilkit.export.onnx import SingleForExport, export_onnx
-from distilkit.export.parity import fixed_batch
-from distilkit.export.runtime import open_session
+from distilkit.export.opened import fixed_batch
 from distilkit.observer import Observer
-from distilkit.run import Model, Run, open_model
+from distilkit.run import EXPORTED, Model, Run, open_model
 from distilkit.workflows.quantize import BUSY
 
-Kind = Literal["onnxruntime", "eager", "compiled"]
+Kind = Literal["onnxruntime", "torch-export", "openvino", "eager", "compiled"]
+RUNTIMES: dict[str, Kind] = {".pt2": "torch-export", ".xml": "openvino"}
+"""By the ending of a file; all others are ONNX."""
 
 SINGLE, ENSEMBLE = "single.onnx", "ensemble.onnx"
-NOT_DEPLOYED = (".unchecked", ".failed-parity", ".failed-check")
+NOT_DEPLOYED = (".unchecked", ".failed")
 """What the names of files that a check held back say of them."""
 
 
 @dataclass(frozen=True)
 class _Contender:
-    """What is timed: a file in ONNX Runtime, or a run's leader in PyTorch."""
+    """What is timed: a file in its own runtime, or a run's leader in PyTorch."""
 
     name: str
     kind: Kind
@@ -39,11 +47,10 @@ class _Contender:
 
     def calls(self, batches: Sequence[int], threads: int) -> dict[int, Callable[[], object]]:
         """By batch size, one computation; a file of one fixed batch knows no other."""
-        if self.kind == "onnxruntime":
-            session = _open(self.source, threads)
-            only = fixed_batch(session)
-            return {batch: session_call(session, batch) for batch in batches if only in (None, batch)}
-        assert self.model is not None
+        if self.model is None:
+            opened = opened_for_timing(self.source, threads)
+            only = fixed_batch(opened)
+            return {batch: file_call(opened, batch) for batch in batches if only in (None, batch)}
         data = self.model.data
         network: nn.Module = self.model.classifier
         if self.kind == "compiled":
@@ -67,15 +74,15 @@ def benchmark(
     compile: bool,
     observer: Observer,
 ) -> dict[str, Any]:
-    """Median and 95th percentile of a batch in milliseconds, and images per second, of ONNX files and runs.
+    """Median and 95th percentile of a batch in milliseconds, and images per second, of exported files and runs.
 
-    `paths`: ONNX files, runs and pruned models; none of them is the newest finished run. A run's leader is timed in
-    PyTorch, eager and with `compile` compiled, and every file in its `exports/` that passed its checks in ONNX Runtime;
-    where it has no `single.onnx` one is made for the occasion. For each number of `threads` and each batch size all
-    take turns, `repetitions` times, after three rounds that do not count. Input is random pixels.
+    `paths`: exported files, runs and pruned models; none of them is the newest finished run. A run's leader is timed in
+    PyTorch, eager and with `compile` compiled, and every file in its `exports/` that passed its checks in its own
+    runtime; where it has no `single.onnx` one is made for the occasion. For each number of `threads` and each batch
+    size all take turns, `repetitions` times, after three rounds that do not count. Input is random pixels.
 
     `runs`: the folders that were timed. `ratios`: the ensemble's time over the leader's, beside the same ratio of
-    FLOPs, for runs that exported both. Raises `UserError` for what is no ONNX file of a classifier, or cannot be
+    FLOPs, for runs that exported both. Raises `UserError` for what is no file of a classifier, or cannot be
     compiled here.
     """
     files = [path for path in paths if path.is_file()]
@@ -87,7 +94,7 @@ def benchmark(
     if is_busy(around):
         observer.note(BUSY)
     with tempfile.TemporaryDirectory() as folder:
-        contenders = [_Contender(str(file), "onnxruntime", file) for file in files]
+        contenders = [_of_file(file) for file in files]
         for index, (source, model) in enumerate(found):
             contenders += _of_run(source.path, model, Path(folder) / f"{index}.onnx", compile, observer)
         contenders = list({(contender.name, contender.kind): contender for contender in contenders}.values())
@@ -115,7 +122,11 @@ def _of_run(path: Path, model: Model, temporary: Path, compile: bool, observer: 
     if compile:
         yield _Contender(str(path), "compiled", path, model)
     exports = path / "exports"
-    files = [file for file in sorted(exports.glob("*.onnx")) if not any(word in file.name for word in NOT_DEPLOYED)]
+    files = [
+        file
+        for file in sorted(exports.glob("*"))
+        if file.suffix in EXPORTED and not any(word in file.name for word in NOT_DEPLOYED)
+    ]
     if exports / SINGLE not in files:
         observer.note(f"{path} has no exports/{SINGLE}; exporting one that is not kept (distilkit export keeps one)")
         network = SingleForExport(model.classifier)
@@ -123,7 +134,11 @@ def _of_run(path: Path, model: Model, temporary: Path, compile: bool, observer: 
         export_onnx(network, temporary, size=size, output_names=network.output_names, metadata={})
         yield _Contender(f"{exports / SINGLE} (not kept)", "onnxruntime", temporary)
     for file in files:
-        yield _Contender(str(file), "onnxruntime", file)
+        yield _of_file(file)
+
+
+def _of_file(file: Path) -> _Contender:
+    return _Contender(str(file), RUNTIMES.get(file.suffix, "onnxruntime"), file)
 
 
 def _timed(
@@ -141,7 +156,7 @@ def _timed(
             for contender, times in latency.items():
                 median = times["median_ms"]
                 # An export lies in its run's exports/; with a single run everything is compared with it.
-                own = contender.source.parent.parent if contender.kind == "onnxruntime" else contender.source
+                own = contender.source.parent.parent if contender.model is None else contender.source
                 reference = next(iter(eager.values())) if len(eager) == 1 else eager.get(own, math.nan)
                 results.append(
                     {
@@ -178,25 +193,6 @@ def _inference(network: nn.Module, images: torch.Tensor) -> Callable[[], object]
             return network(images)
 
     return call
-
-
-def _open(file: Path, threads: int) -> Any:
-    try:
-        session = open_session(file, threads)
-    except UserError:
-        raise
-    except Exception as error:  # the runtime's errors share no class of their own
-        cause = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"ONNX Runtime cannot open {file}: {cause[0]}", "name an ONNX file, or a run") from error
-    inputs = session.get_inputs()
-    known = len(inputs) == 1 and len(inputs[0].shape) == 4 and all(isinstance(d, int) for d in inputs[0].shape[1:])
-    if not known or inputs[0].type not in ("tensor(float)", "tensor(uint8)"):
-        described = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-        raise UserError(
-            f"{file} is timed on images alone, float or uint8 and of one size; its input is {described}",
-            "name a file that distilkit export wrote",
-        )
-    return session
 
 
 @contextmanager

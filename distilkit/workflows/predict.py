@@ -84,6 +84,11 @@ def predict(
 
 def open_file(file: Path, threads: int | None = None) -> Deployed:
     """Open an exported file. Raises `UserError` if it is none, or does not say what it takes and what it gives."""
+    if other := {".pt2": "a torch.export program", ".xml": "an OpenVINO model"}.get(file.suffix):
+        raise UserError(
+            f"{file} is {other}; predict computes with ONNX Runtime and takes .onnx files",
+            "distilkit export --format onnx; docs/deployment.md says how to run the other formats in Python",
+        )
     try:
         session = open_session(file, threads)
     except RUNTIME_ERRORS as error:

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from distilkit.analysis.metrics import Evaluation, evaluate_logits
 from distilkit.data.datasets import Split
 from distilkit.errors import UserError
+from distilkit.export.evaluation import evaluate_file
 from distilkit.export.form import Form
 from distilkit.export.latency import interleaved_latency, is_busy, machine
-from distilkit.export.parity import fixed_batch, input_array
 from distilkit.export.quantize import (
     Calibration,
     Scheme,
@@ -22,12 +20,10 @@ from distilkit.export.quantize import (
     quantize_dynamic,
     quantize_static,
 )
-from distilkit.export.runtime import open_session
 from distilkit.observer import Observer
 
 CALIBRATION_IMAGES = 512
 LATENCY_BATCH_SIZES = (1, 32)
-BATCH_SIZE = 250
 BUSY = "warning: this machine is busy with other things; the times are longer than it needs, and less certain"
 
 
@@ -36,8 +32,9 @@ class Quantization:
     """What is asked for.
 
     `calibration`, `calibration_images`: of the static scheme, None for the defaults (min-max, 512). `max_drop`: points
-    by which the top-1 test error may rise; `min_speedup`: how many times as fast the file must be at every batch size
-    that is timed; None: not checked. `reduce_range`: weights of seven bits, None where this CPU needs it.
+    by which the top-1 test error may rise; `min_speedup`: how many times as fast the file must be; None: not checked.
+    `speedup_batch`: the batch size at which that counts; None: every one that is timed, 1 and 32 or the file's own.
+    `reduce_range`: weights of seven bits, None where this CPU needs it.
     """
 
     scheme: Scheme
@@ -46,15 +43,29 @@ class Quantization:
     max_drop: float | None = None
     min_speedup: float | None = None
     reduce_range: bool | None = None
+    speedup_batch: int | None = None
 
-    def check(self) -> None:
-        """Raise `UserError` that names the option at fault."""
+    def check(self, batch: int | None = None) -> None:
+        """Raise `UserError` that names the option at fault; `batch`: the only size that the file takes."""
         if self.scheme == "dynamic" and (self.calibration is not None or self.calibration_images is not None):
             raise UserError("--quantize dynamic is not calibrated", "leave --calibration and --calibration-images out")
         if self.max_drop is not None and not (math.isfinite(self.max_drop) and self.max_drop >= 0):
             raise UserError(f"--max-drop must be a number of points, 0 or more, not {self.max_drop}", "--max-drop 0.5")
         if self.min_speedup is not None and not (math.isfinite(self.min_speedup) and self.min_speedup > 0):
             raise UserError(f"--min-speedup must be a factor above 0, not {self.min_speedup}", "--min-speedup 1.2")
+        if self.speedup_batch is not None and self.min_speedup is None:
+            raise UserError("--speedup-batch says where --min-speedup counts", "add --min-speedup 1.2")
+        if self.speedup_batch is not None and batch not in (None, self.speedup_batch):
+            raise UserError(
+                f"--speedup-batch {self.speedup_batch} cannot be timed: with --batch {batch} the file takes no other",
+                "leave --speedup-batch out",
+            )
+
+    def batches(self, batch: int | None) -> tuple[int, ...]:
+        """Those that are timed; `batch`: the only size that the file takes."""
+        if batch is not None:
+            return (batch,)
+        return tuple(sorted({*LATENCY_BATCH_SIZES, *([self.speedup_batch] if self.speedup_batch else [])}))
 
 
 def quantize(
@@ -74,7 +85,7 @@ def quantize(
     vnni = has_integer_dot_products()
     reduce_range = not vnni if asked.reduce_range is None else asked.reduce_range
     target = file.with_name(f"{file.stem}-{asked.scheme}{file.suffix}")
-    unchecked = target.with_name(f"{target.stem}.unchecked{target.suffix}")
+    unchecked, failed = (target.with_name(f"{target.stem}.{word}{target.suffix}") for word in ("unchecked", "failed"))
     result: dict[str, Any] = {"scheme": asked.scheme, "reduce_range": reduce_range, "integer_dot_products": vnni}
     if asked.scheme == "int8":
         calibration = asked.calibration or "minmax"
@@ -97,7 +108,7 @@ def quantize(
         around = machine()
         if is_busy(around):
             observer.note(BUSY)
-        batches = LATENCY_BATCH_SIZES if form.batch is None else (form.batch,)
+        batches = asked.batches(form.batch)
         latency = interleaved_latency({"before": file, "after": unchecked}, batches)
         for name, side in sides.items():
             side["latency_ms"] = {f"batch_{batch}": dict(times) for batch, times in latency[name].items()}
@@ -109,7 +120,9 @@ def quantize(
         checks = _checks(asked, drop, speedup)
         passed = all(check["passed"] for check in checks)
         if not passed:
-            target = target.with_name(f"{target.stem}.failed-check{target.suffix}")
+            target = failed
+        else:
+            failed.unlink(missing_ok=True)
         unchecked.replace(target)
         sides["after"]["file"] = str(target)
     finally:
@@ -136,29 +149,13 @@ def calibration_images(train: Split, chosen: Tensor) -> Tensor:
 
 
 def _judged(file: Path, test: Split, form: Form, what: str, observer: Observer) -> dict[str, Any]:
-    figures = _evaluate(file, test, form, what, observer)
+    figures = evaluate_file(file, test, form, lambda done, total: observer.progress(what, done, total))
     return {
         "file": str(file),
         "bytes": file.stat().st_size,
         "top1_error": figures.top1_error,
         "interval95": list(figures.interval95),
     }
-
-
-def _evaluate(file: Path, test: Split, form: Form, what: str, observer: Observer) -> Evaluation:
-    session = open_session(file)
-    batch = fixed_batch(session)
-    name = session.get_inputs()[0].name
-    parts = []
-    for start in range(0, len(test.labels), batch or BATCH_SIZE):
-        images = test.images[start : start + (batch or BATCH_SIZE)]
-        count = len(images)
-        if batch is not None and count < batch:
-            images = torch.cat([images, images.new_zeros(batch - count, *images.shape[1:])])
-        (logits,) = session.run(["logits"], {name: input_array(session, form.arrange(images))})
-        parts.append(torch.from_numpy(logits[:count]))
-        observer.progress(what, start + count, len(test.labels))
-    return evaluate_logits(torch.cat(parts), test.labels)
 
 
 def _checks(asked: Quantization, drop: float, speedup: dict[str, float]) -> list[dict[str, Any]]:
@@ -174,11 +171,14 @@ def _checks(asked: Quantization, drop: float, speedup: dict[str, float]) -> list
             }
         )
     if asked.min_speedup is not None:
-        batch, worst = min(speedup.items(), key=lambda item: item[1])
+        only = asked.speedup_batch
+        counted = speedup if only is None else {f"batch_{only}": speedup[f"batch_{only}"]}
+        batch, worst = min(counted.items(), key=lambda item: item[1])
         checks.append(
             {
                 "kind": "speedup",
                 "min_speedup": asked.min_speedup,
+                "batches": list(counted),
                 "speedup": worst,
                 "message": f"it is {worst:.2f} times as fast at {batch.replace('_', ' ')} on this machine "
                 f"({asked.min_speedup:g} is wanted)",
