@@ -1,6 +1,7 @@
 """Everything that a person or a script sees: tables and JSON on stdout, progress and messages on stderr."""
 
 import json
+import re
 import sys
 import tempfile
 import time
@@ -30,6 +31,14 @@ _WIDTH_OF_FILES = 400  # columns, more than any table needs
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
+# All but tab and line feed: what a stranger put into a name must not move the cursor or paint the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text for the terminal, with what would steer it spelled out."""
+    return Text(_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text), style=style)
+
 
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON object on stdout: the schema's version, then the document; null for what is not finite."""
@@ -43,12 +52,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(_text(cell) for cell in row))
     # Title and note outside the table: inside it they would be folded to its width.
-    stdout.print(Text(title, style="bold"), soft_wrap=True)
+    stdout.print(_text(title, style="bold"), soft_wrap=True)
     stdout.print(table)
     if note:
-        stdout.print(Text(note, style="dim"), soft_wrap=True)
+        stdout.print(_text(note, style="dim"), soft_wrap=True)
 
 
 def print_bars(
@@ -67,22 +76,22 @@ def print_bars(
     for cells, share in rows:
         bar: RenderableType = Bar(longest, 0, share, width=width, color="cyan")
         if not stdout.is_terminal:
-            bar = Text("#" * round(_BAR_WIDTH * share / longest))
-        table.add_row(*(Text(cell) for cell in cells), bar)
-    stdout.print(Text(title, style="bold"), soft_wrap=True)
+            bar = _text("#" * round(_BAR_WIDTH * share / longest))
+        table.add_row(*(_text(cell) for cell in cells), bar)
+    stdout.print(_text(title, style="bold"), soft_wrap=True)
     (stdout if stdout.is_terminal else Console(highlight=False, width=_WIDTH_OF_FILES)).print(table)
     if note:
-        stdout.print(Text(note, style="dim"), soft_wrap=True)
+        stdout.print(_text(note, style="dim"), soft_wrap=True)
 
 
 def print_line(text: str) -> None:
     """A line on stdout, as it is."""
-    stdout.print(Text(text), soft_wrap=True)
+    stdout.print(_text(text), soft_wrap=True)
 
 
 def tell(text: str, style: str = "") -> None:
     """A line for people, on stderr."""
-    stderr.print(Text(text, style=style), soft_wrap=True)
+    stderr.print(_text(text, style=style), soft_wrap=True)
 
 
 def report_user_error(error: UserError, as_json: bool) -> None:
@@ -163,7 +172,7 @@ class TerminalObserver(Observer):
 
     def note(self, message: str) -> None:
         """A line."""
-        (self.live.console if self.live else stderr).print(Text(message), soft_wrap=True)
+        (self.live.console if self.live else stderr).print(_text(message), soft_wrap=True)
 
     def training_started(self, plan: TrainingPlan) -> None:
         """What trains, and where it can be found."""
@@ -229,7 +238,11 @@ class TerminalObserver(Observer):
 
     def _refresh(self) -> None:
         if self.live is not None and self.bar is not None:
-            parts: list[RenderableType] = [self.bar, Text(f"loss {self.losses}"), *([self.table] if self.table else [])]
+            parts: list[RenderableType] = [
+                self.bar,
+                _text(f"loss {self.losses}"),
+                *([self.table] if self.table else []),
+            ]
             self.live.update(Group(*parts))
 
     def _stop_live(self) -> None:

@@ -1,5 +1,7 @@
 """The command line: one small file per command. What is heavy is imported inside the functions."""
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -64,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     143 interrupted by SIGINT or SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # What the terminal's encoding has no letter for is spelled out: a name in Greek is no failure.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     status = _status(arguments)
     tracking = sys.modules.get("distilkit.training.tracking")  # not imported here: it would import torch
     if tracking is not None and tracking.left_behind():
@@ -100,6 +106,19 @@ def _status(arguments: Sequence[str]) -> int:
         # complain of the pipe once more when it flushes stdout at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        from distilkit import console
+
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            console.report_fault_of_ours(error, as_json)
+            return 3
+        # Only whoever typed a path, or wrote it into a recipe, can have made it so.
+        name = str(error.filename or "a path")
+        shown = name if len(name) <= 80 else f"{name[:77]}..."
+        console.report_user_error(
+            UserError(f"{shown} cannot be opened: {error.strerror}", "name another path"), as_json
+        )
+        return 2
     except Exception as error:  # noqa: BLE001 - the last resort: every other fault is ours
         from distilkit import console
 

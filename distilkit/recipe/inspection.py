@@ -376,10 +376,11 @@ def _tracker_options(found: Findings, options: dict[str, Any], names: Sequence[s
     kept = {}
     for name, value in options.items():
         key = ("tracking", "options", name)
-        elsewhere = found.place(key).source != found.place(("tracking", "name")).source
+        source = found.place(key).source
+        below = source != found.place(("tracking", "name")).source and not source.startswith("--set ")
         if name in names:
             kept[name] = value
-        elif not (name in tracker_names() and elsewhere and ("tracking", "name") in found.places):
+        elif not (below and name in tracker_names() and ("tracking", "name") in found.places):
             allowed = ", ".join(name for name in names if name != "none") or "none, as nothing is tracked"
             problem = f"tracking.options.{quoted(name)} is of no tracker that tracking.name names: {allowed}"
             found.fault(key, problem, did_you_mean(name, names) or "leave it out, or name the tracker")

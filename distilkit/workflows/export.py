@@ -19,7 +19,7 @@ from distilkit.export.onnx import EnsembleForExport, SingleForExport, export_onn
 from distilkit.export.parity import check_onnx
 from distilkit.learner import Learner
 from distilkit.observer import Observer
-from distilkit.run import DataRecord, Model, Run, find_run, open_model, writable
+from distilkit.run import DataRecord, Model, Run, find_run, inside, open_model, writable
 from distilkit.workflows.quantize import Quantization, quantize
 
 Format = Literal["onnx"]
@@ -87,7 +87,7 @@ def export(
     metadata |= form.metadata(data.channels, data.size)
     framing = datasets.traits(data.dataset).framing(data.size, data.channels)
     metadata["preprocessing"] = Preparation(framing, form.layout, form.input_type).to_json()
-    target = output or source / "exports" / f"{mode if member is None else member}{form.suffix}.{format}"
+    target = output or inside(source, "exports") / f"{mode if member is None else member}{form.suffix}.{format}"
     if target.is_dir():
         raise UserError(f"{target} is a folder; the export is one file", f"name it: --output {target}/model.{format}")
     unchecked = target.with_name(f"{target.stem}.unchecked{target.suffix}")

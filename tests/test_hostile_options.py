@@ -1,0 +1,124 @@
+"""Every option of every command with values that nobody means: a message and exit status 2, or an answer and 0.
+
+The options are taken from the Typer application, so that a new one is tried as soon as it exists.
+"""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import typer
+from conftest import Result, train_tiny
+from PIL import Image
+
+from distilkit import cli
+from distilkit.training.trainer import Trainer
+
+Command = Callable[..., Result]
+COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+ABSURD = (
+    "", "-1", "0", "nan", "1e308", "9" * 20, "x" * 5000, "../../etc/passwd", "/dev/null", "\udcff\x1b[31mred\x07",
+    "[red]", "{}",
+)  # fmt: skip
+
+# What a command needs so that the option is what is looked at; little work, where it is not refused.
+BASE: dict[str, tuple[str, ...]] = {
+    "train": ("{recipe}", "--dry-run", "--runs", "runs", "--device", "cpu"),
+    "evaluate": ("{run}", "--device", "cpu"),
+    "ensemble-eval": ("{run}", "--device", "cpu"),
+    "prune-branches": ("{run}",),
+    "robustness": ("{run}", "--steps", "1", "--directions", "1", "--images", "2", "--device", "cpu"),
+    "export": ("{run}",),
+    "predict": ("{file}", "{image}"),
+    "compare": ("{run}",),
+    "benchmark": ("{file}", "--repetitions", "1", "--batch", "1"),
+    "models": (),
+}
+# Where a plain value would be work and no question of the option: the option alone is tried, with these.
+REFUSED_ANYWAY = {"train": {"--resume": (), "--seeds": ()}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A folder with a run, a file exported from it, a recipe and a picture; the working folder of this file's tests."""
+    folder = tmp_path_factory.mktemp("options")
+    run = train_tiny(folder, "train.epochs=1", "method.name=baseline")
+    before = Path.cwd()
+    os.chdir(folder)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save("zero.png")
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(run), "--output", "model.onnx"])
+    assert onnx.load("model.onnx").graph.node
+    shutil.copytree(folder / "runs", folder / "kept")
+    yield {"run": str(run), "file": "model.onnx", "recipe": "tiny.toml", "image": "zero.png"}
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is let through does not work for long: what a command computes is not looked at here."""
+
+    def trains(self: Trainer) -> None:
+        raise AssertionError("this would have been trained")
+
+    monkeypatch.setattr(Trainer, "fit", trains)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def cases() -> Iterator[tuple[str, str]]:
+    for name, command in COMMANDS.items():
+        for parameter in command.params:
+            if parameter.param_type_name == "argument":
+                yield name, ""
+            elif not parameter.is_flag:
+                yield name, parameter.opts[0]
+
+
+def test_every_command_has_what_it_is_tried_with() -> None:
+    assert set(BASE) == set(COMMANDS)
+    assert len(set(cases())) >= 70
+
+
+def settled(result: Result, what: object) -> None:
+    assert result.status in (0, 1, 2), (what, result)
+    text = result.out + result.err
+    assert "Traceback" not in text, what
+    assert "\x1b[31mred" not in text, what  # what a stranger named a file may not paint the terminal
+    if result.status == 2:
+        assert re.search("error: .", result.err), (what, result)
+
+
+@pytest.mark.parametrize(("command", "option"), sorted(set(cases())))
+def test_an_absurd_value_is_refused_or_means_something(
+    command: str, option: str, place: dict[str, str], distilkit: Command
+) -> None:
+    base = [word.format(**place) for word in BASE[command]]
+    if not option:
+        base = base[1:]
+    refused = 0
+    for value in ABSURD:
+        started = time.monotonic()
+        result = distilkit(command, *base, *([option] if option else []), value)
+        settled(result, (command, option, value))
+        refused += result.status == 2
+        assert time.monotonic() - started < 30, (command, option, value)
+    assert refused, f"{command} {option} takes anything"
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_unknown_options_and_too_many_words_are_refused(
+    command: str, place: dict[str, str], distilkit: Command
+) -> None:
+    base = [word.format(**place) for word in BASE[command]]
+    for words in (["--no-such-option"], ["--jsn"], ["-x"], ["--json=3"], ["--runs"]):
+        result = distilkit(command, *base, *words)
+        assert result.status == 2, (command, words, result)
+        assert "error: " in result.err
