@@ -186,9 +186,14 @@ class _Record(BaseModel):
     final: _Final | None = None
 
     @model_validator(mode="after")
-    def _the_leader_is_a_member(self) -> Self:
-        if self.leader not in self.members or (self.final and self.leader not in self.final.errors):
-            raise ValueError(f"the leader {self.leader!r} is none of the members, or has no error")
+    def _nothing_is_named_that_is_not_there(self) -> Self:
+        if self.leader not in self.members:
+            raise ValueError(f"the leader {self.leader!r} is none of the members")
+        if not {"train", "deploy"} <= self.parameters.keys() & self.flops.keys():
+            raise ValueError("the costs are not those of the training and of what is deployed")
+        for name in (*self.members, *([self.ensemble] if self.ensemble else [])) if self.final else ():
+            if self.final and not {"top1", "top5"} <= self.final.errors.get(name, {}).keys():
+                raise ValueError(f"{name!r} has no final error")
         return self
 
 

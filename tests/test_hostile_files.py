@@ -98,7 +98,7 @@ def test_a_run_json_with_values_of_the_wrong_kind_gives_an_answer_or_is_refused(
     """Every key, every kind; by the commands that look at most of them and compute least."""
     run = Path(shutil.copytree(trained, tmp_path / "runs" / "one"))
     whole = json.loads((run / "run.json").read_text())
-    tried = 0
+    tried, faults = 0, []
     for key in whole:
         for wrong in WRONG:
             (run / "run.json").write_text(json.dumps(whole | {key: wrong}))
@@ -106,8 +106,10 @@ def test_a_run_json_with_values_of_the_wrong_kind_gives_an_answer_or_is_refused(
                 # What ensemble-eval computes is not wanted here: it ends with the split that is not there.
                 more = ("--split", "validation") if command == "ensemble-eval" else ()
                 result = distilkit(command, run, *more)
-                assert result.status in (0, 2), (key, wrong, result)
                 tried += 1
+                if result.status not in (0, 2):
+                    faults.append((command, key, wrong, result.err))
+    assert not faults, "\n".join(map(str, faults))
     assert tried > 300
 
 
