@@ -15,6 +15,7 @@ from rich import box
 from rich.bar import Bar
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +27,7 @@ from distilkit.training.log import finite
 SCHEMA = 1
 _BAR_WIDTH = 24
 _WIDE = 100
+_NARROW = 60
 _WIDTH_OF_FILES = 400  # columns, more than any table needs
 
 stdout = Console(highlight=False)
@@ -55,7 +57,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_row(*(_text(cell) for cell in row))
     # Title and note outside the table: inside it they would be folded to its width.
     stdout.print(_text(title, style="bold"), soft_wrap=True)
-    stdout.print(table)
+    wide = Measurement.get(stdout, stdout.options.update(max_width=_WIDTH_OF_FILES), table).minimum
+    if stdout.width < min(wide, _NARROW):
+        # The table would lose figures at its edge.
+        for first, *others in rows:
+            print_line(first)
+            for column, cell in zip(columns[1:], others, strict=True):
+                print_line(f"  {column}: {cell}")
+    else:
+        stdout.print(table)
     if note:
         stdout.print(_text(note, style="dim"), soft_wrap=True)
 

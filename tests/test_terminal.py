@@ -31,8 +31,7 @@ def commands(run: Path, folder: Path) -> list[list[object]]:
     """Some of each kind: tables, bars, plans, messages, usage errors, help."""
     return [
         ["compare", run],
-        ["models"],
-        ["models", "resnet20"],
+        ["models", "resnet8"],
         ["train", "no_such_recipe"],
         ["train", "quickstart", "--set", "train.epoch=3"],
         ["evaluate", folder / "größe \u4f60\u597d \u0394"],
