@@ -181,6 +181,7 @@ class _Record(BaseModel):
     created: str = ""
     precision: dict[str, Any] = {}
     pretrained: dict[str, Any] | None = None
+    uncounted: dict[str, Any] = {}
     recipe_changes: list[dict[str, Any]] = []
     data_changes: list[dict[str, Any]] = []
     final: _Final | None = None
@@ -305,7 +306,7 @@ class Run:
                 "update distilkit to read it",
             )
         missing = [key for key in REQUIRED if key not in record]
-        if record.get("state") == "done" and "final" not in record:
+        if record.get("final", {}) is None or (record.get("state") == "done" and "final" not in record):
             missing.append("final")
         if missing:
             raise UserError(f"{path / RECORD} is damaged: it lacks {', '.join(missing)}", RETRAIN)
