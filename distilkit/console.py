@@ -1,6 +1,7 @@
 """Everything that a person or a script sees: tables and JSON on stdout, progress and messages on stderr."""
 
 import json
+import re
 import sys
 import tempfile
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.text import Text
 
 from distilkit.errors import UserError
@@ -26,10 +28,19 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _BAR_WIDTH = 24
 _WIDE = 100
+_NARROW = 60
 _WIDTH_OF_FILES = 400  # columns, more than any table needs
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
+
+# All but tab and line feed: what a stranger put into a name must not move the cursor or paint the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text for the terminal, with what would steer it spelled out."""
+    return Text(_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text), style=style)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -65,12 +76,20 @@ def print_table(
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(_text(cell) for cell in row))
     # Title and note outside the table: inside it they would be folded to its width.
-    to.print(Text(title, style="bold"), soft_wrap=True)
-    to.print(table)
+    to.print(_text(title, style="bold"), soft_wrap=True)
+    wide = Measurement.get(to, to.options.update(max_width=_WIDTH_OF_FILES), table).minimum
+    if to.width < min(wide, _NARROW):
+        # The table would lose figures at its edge.
+        for first, *others in rows:
+            print_line(first, to=to)
+            for column, cell in zip(columns[1:], others, strict=True):
+                print_line(f"  {column}: {cell}", to=to)
+    else:
+        to.print(table)
     if note:
-        to.print(Text(note, style="dim"), soft_wrap=True)
+        to.print(_text(note, style="dim"), soft_wrap=True)
 
 
 def print_bars(
@@ -93,17 +112,17 @@ def print_bars(
     for cells, share in rows:
         bar: RenderableType = Bar(longest, 0, share, width=width, color="cyan")
         if not stdout.is_terminal:
-            bar = Text("#" * round(_BAR_WIDTH * share / longest))
-        table.add_row(*(Text(cell) for cell in cells), bar)
-    stdout.print(Text(title, style="bold"), soft_wrap=True)
+            bar = _text("#" * round(_BAR_WIDTH * share / longest))
+        table.add_row(*(_text(cell) for cell in cells), bar)
+    stdout.print(_text(title, style="bold"), soft_wrap=True)
     (stdout if stdout.is_terminal else Console(highlight=False, width=_WIDTH_OF_FILES)).print(table)
     if note:
-        stdout.print(Text(note, style="dim"), soft_wrap=True)
+        stdout.print(_text(note, style="dim"), soft_wrap=True)
 
 
 def print_line(text: str, *, to: Console | None = None) -> None:
     """A line on stdout, as it is."""
-    (to or stdout).print(Text(text), soft_wrap=True)
+    (to or stdout).print(_text(text), soft_wrap=True)
 
 
 def of_file(file: TextIO) -> Console:
@@ -122,7 +141,7 @@ def amount(count: int) -> str:
 
 def tell(text: str, style: str = "") -> None:
     """A line for people, on stderr."""
-    stderr.print(Text(text, style=style), soft_wrap=True)
+    stderr.print(_text(text, style=style), soft_wrap=True)
 
 
 def report_user_error(error: UserError, as_json: bool) -> None:
@@ -203,7 +222,7 @@ class TerminalObserver(Observer):
 
     def note(self, message: str) -> None:
         """A line."""
-        (self.live.console if self.live else stderr).print(Text(message), soft_wrap=True)
+        (self.live.console if self.live else stderr).print(_text(message), soft_wrap=True)
 
     def training_started(self, plan: TrainingPlan) -> None:
         """What trains, and where it can be found."""
@@ -272,7 +291,11 @@ class TerminalObserver(Observer):
 
     def _refresh(self) -> None:
         if self.live is not None and self.bar is not None:
-            parts: list[RenderableType] = [self.bar, Text(f"loss {self.losses}"), *([self.table] if self.table else [])]
+            parts: list[RenderableType] = [
+                self.bar,
+                _text(f"loss {self.losses}"),
+                *([self.table] if self.table else []),
+            ]
             self.live.update(Group(*parts))
 
     def _stop_live(self) -> None:

@@ -148,12 +148,63 @@ class DataRecord(BaseModel):
         return not changed
 
 
+class _Final(BaseModel):
+    """What a finished run.json says of its end."""
+
+    epochs: int
+    images_per_second: float | None
+    selected: dict[str, Any]
+    errors: dict[str, dict[str, float | None]]
+    best_on_test: dict[str, Any]
+
+
+class _Record(BaseModel):
+    """The kinds of what run.json holds. What it holds beside that is left as it is."""
+
+    state: str
+    method: str
+    architecture: str
+    members: Annotated[tuple[str, ...], Field(min_length=1)]
+    leader: str
+    ensemble: str | None
+    parameters: dict[str, float | None]
+    flops: dict[str, float | None]
+    activations: dict[str, float | None] = {}
+    bytes: dict[str, float | None] = {}
+    parts: dict[str, dict[str, float | None]] = {}
+    architectures: dict[str, str] = {}
+    seed: int
+    distilkit: str = ""
+    device: str = ""
+    command: str = ""
+    created: str = ""
+    precision: dict[str, Any] = {}
+    pretrained: dict[str, Any] | None = None
+    uncounted: dict[str, Any] = {}
+    recipe_changes: list[dict[str, Any]] = []
+    data_changes: list[dict[str, Any]] = []
+    final: _Final | None = None
+
+    @model_validator(mode="after")
+    def _nothing_is_named_that_is_not_there(self) -> Self:
+        if self.leader not in self.members:
+            raise ValueError(f"the leader {self.leader!r} is none of the members")
+        if not {"train", "deploy"} <= self.parameters.keys() & self.flops.keys():
+            raise ValueError("the costs are not those of the training and of what is deployed")
+        for name in (*self.members, *([self.ensemble] if self.ensemble else [])) if self.final else ():
+            if self.final and not {"top1", "top5"} <= self.final.errors.get(name, {}).keys():
+                raise ValueError(f"{name!r} has no final error")
+        return self
+
+
 @contextmanager
 def written_by_us_alone(run: "Run") -> Iterator[None]:
     """Hold the run's lock: two trainings must not write to one folder. The system frees it when a process dies.
 
     Raises `UserError` when another training holds it.
     """
+    for folder in (run.path, run.checkpoints, *(run.checkpoints / name for name in checkpoints.names(run.checkpoints))):
+        _refuse_links(folder, run.path)
     lock = FileLock(run.path / files.LOCK, timeout=0)
     try:
         lock.acquire()
@@ -254,10 +305,14 @@ class Run:
                 "update distilkit to read it",
             )
         missing = [key for key in REQUIRED if key not in record]
-        if record.get("state") == "done" and "final" not in record:
+        if record.get("final", {}) is None or (record.get("state") == "done" and "final" not in record):
             missing.append("final")
         if missing:
             raise UserError(f"{path / RECORD} is damaged: it lacks {', '.join(missing)}", RETRAIN)
+        try:
+            _Record.model_validate(record)
+        except ValidationError as error:
+            raise UserError(f"{path / RECORD} is damaged: {_brief(error)}", RETRAIN) from error
         return cls(path, recipes.load(path / RECIPE), record)
 
     @classmethod
@@ -517,6 +572,32 @@ def write_text(file: Path, text: str) -> None:
         raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
+def inside(path: Path, name: str) -> Path:
+    """The folder `name` of a run or a pruned model, to be written to.
+
+    Raises `UserError` where it, or something in it, is a link that leads out of `path`.
+    """
+    # Not all of `path`: the Hugging Face hub's cache makes links of all that is downloaded.
+    _refuse_links(path / name, path)
+    return path / name
+
+
+def _refuse_links(folder: Path, path: Path) -> None:
+    """A run may come from a stranger: what is written into it must not arrive at another place."""
+    try:
+        entries = [folder, *folder.iterdir()] if folder.is_dir() else [folder]
+        links = [entry for entry in entries if entry != path and entry.is_symlink()]
+        out = [link for link in links if not link.resolve().is_relative_to(path.resolve())]
+    except (OSError, RuntimeError):  # a link that leads in a circle, or a folder that cannot be read
+        out = [folder]
+    if out:
+        names = ", ".join(str(link) for link in sorted(out)[:5])
+        raise UserError(
+            f"{path} is to be written to, and has links that lead out of it: {names}",
+            "put the files themselves there, or remove the links",
+        )
+
+
 @contextmanager
 def writable(folder: Path) -> Iterator[Path]:
     """Make a folder for results. Raises `UserError` when it, or what the block writes, cannot be written."""
@@ -579,7 +660,21 @@ def _load_strict(module: nn.Module, state: dict[str, Tensor], file: Path | None)
             for name in own.keys() & state.keys()
             if own[name].shape != state[name].shape
         ),
+        *(
+            f"{name} is {str(state[name].dtype).removeprefix('torch.')} instead of "
+            f"{str(own[name].dtype).removeprefix('torch.')}"
+            for name in own.keys() & state.keys()
+            if own[name].dtype != state[name].dtype
+        ),
     ]
+    if not faults:
+        bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+            raise UserError(
+                f"the weights {file or ''} are not all finite numbers: {', '.join(sorted(bad)[:10])}{more}",
+                "its training went wrong, or they were changed after they were written",
+            )
     if faults:
         more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise UserError(

@@ -11,7 +11,6 @@ from typing import Any, TextIO
 import pytest
 from comparing import Crash, CrashAt, Notes, StopAt, assert_same_run
 from conftest import TINY, Result, train_tiny
-from torch.utils.tensorboard import SummaryWriter
 
 from distilkit.errors import UserError
 from distilkit.observer import Observer
@@ -140,7 +139,6 @@ WRITES = {
     "rename": 4,
     "replace": 8,
     "fsync": 9,
-    "tensorboard": 2,
 }
 
 
@@ -153,7 +151,7 @@ def test_whatever_cannot_be_written_the_message_says_so_and_the_run_can_be_finis
 ) -> None:
     failing = Failing(WRITES[kind], number)
     save_file, write_text, write = checkpoints.save_file, Path.write_text, log._write
-    rename, replace, fsync, add = Path.rename, Path.replace, os.fsync, SummaryWriter.add_scalar
+    rename, replace, fsync = Path.rename, Path.replace, os.fsync
 
     def tensors(values: Any, file: Path) -> None:
         if file.name == kind:
@@ -186,11 +184,6 @@ def test_whatever_cannot_be_written_the_message_says_so_and_the_run_can_be_finis
             failing("")
         fsync(descriptor)
 
-    def logged(self: SummaryWriter, *args: Any, **kwargs: Any) -> None:
-        if kind == "tensorboard":
-            failing(self.log_dir)
-        add(self, *args, **kwargs)
-
     recipe = Run.open(uninterrupted).recipe
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", tensors)
@@ -199,7 +192,6 @@ def test_whatever_cannot_be_written_the_message_says_so_and_the_run_can_be_finis
         patch.setattr(Path, "rename", renamed)
         patch.setattr(Path, "replace", replaced)
         patch.setattr(os, "fsync", flushed)
-        patch.setattr(SummaryWriter, "add_scalar", logged)
         with pytest.raises(UserError) as error:
             train(recipe, tmp_path / "runs", device="cpu", command="", observer=Observer())
     assert os.strerror(number) in error.value.problem

@@ -1,5 +1,7 @@
 """The command line: one small file per command. What is heavy is imported inside the functions."""
 
+import errno
+import io
 import itertools
 import os
 import sys
@@ -75,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     143 interrupted by SIGINT or SIGTERM; 141 the reader of the output has left, as `head` does (SIGPIPE).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # What the terminal's encoding has no letter for is spelled out: a name in Greek is no failure.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _status(arguments)
     except BrokenPipeError:
@@ -84,6 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if not isinstance(leaving.__context__, BrokenPipeError):
             raise
         status = _reader_has_left()
+    tracking = sys.modules.get("distilkit.training.tracking")  # not imported here: it would import torch
+    if tracking is not None and tracking.left_behind():
+        # All is written. What such a tracker has left to be done at the end might never come back.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 
@@ -121,6 +133,21 @@ def _status(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return _interrupted("interrupted", "nothing was being trained; type the command again", as_json)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from distilkit import console
+
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            console.report_fault_of_ours(error, as_json)
+            return 3
+        # Only whoever typed a path, or wrote it into a recipe, can have made it so.
+        name = str(error.filename or "a path")
+        shown = name if len(name) <= 80 else f"{name[:77]}..."
+        console.report_user_error(
+            UserError(f"{shown} cannot be opened: {error.strerror}", "name another path"), as_json
+        )
+        return 2
     except Exception as error:  # noqa: BLE001 - the last resort: every other fault is ours
         from distilkit import console
 

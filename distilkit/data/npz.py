@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -12,6 +12,7 @@ from PIL import Image
 from distilkit.data.base import DataSpec, Pixels, Plain, Traits
 from distilkit.data.image_folder import checked_size
 from distilkit.data.pixels import Framing, framed
+from distilkit.data.storage import free_memory
 from distilkit.errors import SettingError, UserError
 
 # What NumPy and zipfile raise on files that are damaged, or hold what is not numbers.
@@ -139,7 +140,16 @@ def _open(root: Path) -> _File:
     first, second = (headers[images[part]].shape[1:] for part in PARTS)
     if first != second:
         raise _fault(path, f"{images['train']} and {images['test']} have images of two shapes: {first} and {second}")
+    _check_room(path, [headers[name] for name in (*images.values(), *labels.values())])
     return _File(path, headers, images, labels)
+
+
+def _check_room(path: Path, headers: Sequence[_Header]) -> None:
+    """Refuse a file of a few megabytes that unpacks to more than the memory."""
+    needed = sum(int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize for header in headers)
+    free = free_memory()
+    if free is not None and needed > free:
+        raise _fault(path, f"its arrays take {needed / 1e9:,.1f} GB unpacked, and {free / 1e9:,.1f} GB are free")
 
 
 def _path(root: Path) -> Path:

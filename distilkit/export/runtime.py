@@ -26,6 +26,10 @@ def open_session(file: Path, threads: int | None = None) -> Any:
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}" if not file.exists() else f"{file} is not a file")
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {file} is not UTF-8, which ONNX Runtime needs", "rename it") from None
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3

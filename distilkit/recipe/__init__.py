@@ -31,6 +31,7 @@ from distilkit.recipe.sections import (
     StepSection,
     TeacherSection,
     Text,
+    TrackingSection,
     TrainSection,
     resolve_epochs,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "StepSection",
     "TeacherSection",
     "Text",
+    "TrackingSection",
     "TrainSection",
     "builtin",
     "describe",

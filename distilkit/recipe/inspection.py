@@ -23,9 +23,11 @@ from distilkit.recipe.sections import (
     Name,
     Recipe,
     TeacherSection,
+    TrackingSection,
     TrainSection,
     known_keys,
     resolve_epochs,
+    tracker_names,
     variants,
 )
 from distilkit.recipe.toml_lines import Key, quoted
@@ -51,6 +53,7 @@ def checked(found: Findings, default_name: str) -> Recipe | None:
         "train": _train(found),
         "optimizer": _variant(found, "optimizer"),
         "schedule": _variant(found, "schedule"),
+        "tracking": _tracking(found),
     }
     teacher = _teacher(found)
     name = _name(found, default_name)
@@ -338,6 +341,50 @@ def _teacher(found: Findings) -> TeacherSection | None:
 def _train(found: Findings) -> BaseModel | None:
     table = _table(found, "train")
     return None if table is None else validate(found, ("train",), TrainSection, table)
+
+
+def _tracking(found: Findings) -> BaseModel | None:
+    """`[tracking]`, whose trackers are Accelerate's and whose options are by tracker."""
+    table = _table(found, "tracking")
+    if table is None:
+        return None
+    key = ("tracking", "name")
+    given = table.get("name", "tensorboard")
+    names = given if isinstance(given, list) else [given]
+    words = [name for name in names if isinstance(name, str)]
+    unknown = False
+    if "tracking" in found.tree:
+        for name in dict.fromkeys(words):
+            unknown |= not _check_known(found, key, name, "tracker", (*tracker_names(), "none"))
+    known = not unknown
+    if known and len(set(words)) < len(words):
+        found.fault(key, f"tracking.name names a tracker twice: {shown(names)}", "name each of them once")
+    elif known and len(words) > 1 and "none" in words:
+        found.fault(key, f'tracking.name cannot be "none" beside others: {shown(names)}', 'leave "none" out')
+    options = table.get("options")
+    if known and isinstance(options, dict):
+        table["options"] = _tracker_options(found, options, words)
+    section = validate(found, ("tracking",), TrackingSection, table)
+    return section if known else None
+
+
+def _tracker_options(found: Findings, options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The options of the trackers that are named.
+
+    A layer that names other trackers takes with it the options of a layer below, which nothing else could remove.
+    """
+    kept = {}
+    for name, value in options.items():
+        key = ("tracking", "options", name)
+        source = found.place(key).source
+        below = source != found.place(("tracking", "name")).source and not source.startswith("--set ")
+        if name in names:
+            kept[name] = value
+        elif not (below and name in tracker_names() and ("tracking", "name") in found.places):
+            allowed = ", ".join(name for name in names if name != "none") or "none, as nothing is tracked"
+            problem = f"tracking.options.{quoted(name)} is of no tracker that tracking.name names: {allowed}"
+            found.fault(key, problem, did_you_mean(name, names) or "leave it out, or name the tracker")
+    return kept
 
 
 # ------------------------------------------------------------------------------------- what no section can see alone

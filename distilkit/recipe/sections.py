@@ -199,6 +199,46 @@ class TrainSection(_Section):
     checkpoint_minutes: float = Field(0.0, ge=0, description="Save one every so many minutes as well; 0: not.")
 
 
+def tracker_names() -> tuple[str, ...]:
+    """List the trackers that the installed Accelerate can drive, in the order of the alphabet."""
+    from accelerate.utils import LoggerType
+
+    return tuple(sorted(str(kind.value) for kind in LoggerType if kind.value != "all"))
+
+
+class TrackingSection(_Section):
+    """`[tracking]`: which programs draw a training's curves while it runs; see [tracking](tracking.md)."""
+
+    name: Annotated[
+        str | Annotated[tuple[str, ...], Field(min_length=1, max_length=20)],
+        Wording("the name of a tracker, a list of several, or none"),
+    ] = Field(
+        "tensorboard",
+        description="`tensorboard`, `wandb`, `mlflow`, `trackio` or whatever else the installed Accelerate drives; "
+        "several in a list; `none` tracks nothing.",
+    )
+    project: Text = Field("distilkit", description="The project, or experiment, in which a tracker keeps the run.")
+    options: Annotated[
+        dict[str, dict[str, Any]], Wording('a table for each tracker: [tracking.options.wandb], then mode = "offline"')
+    ] = Field(
+        {},
+        description="By tracker's name, what its own `init` is to be given.",
+        json_schema_extra={"default": "none"},
+    )
+    timeout: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds within which a tracker must answer; after that the training goes on without it.",
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The trackers; empty where nothing is tracked."""
+        names = (self.name,) if isinstance(self.name, str) else self.name
+        return tuple(name for name in names if name != "none")
+
+
 DecaysAll = Annotated[
     bool,
     Field(description="`false` spares the parameters of normalisation, biases and other vectors from `weight_decay`."),
@@ -283,6 +323,7 @@ class Recipe(BaseModel):
     train: TrainSection
     optimizer: OptimizerSection
     schedule: ScheduleSection
+    tracking: TrackingSection = TrackingSection()
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     _source: str = PrivateAttr(default="the recipe")
@@ -367,6 +408,7 @@ PLAIN_SECTIONS: dict[str, type[BaseModel]] = {
     "group": GroupSection,
     "teacher": TeacherSection,
     "train": TrainSection,
+    "tracking": TrackingSection,
 }
 _OPTIMIZERS: dict[str, type[BaseModel]] = {"sgd": SgdSection, "adamw": AdamWSection}
 _SCHEDULES: dict[str, type[BaseModel]] = {

@@ -138,6 +138,8 @@ def names(folder: Path) -> list[str]:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint folder after checking every digest. Raises `UserError` naming the damaged or missing file."""
     state = load_state(path)
+    if not _is_whole(state):
+        raise _damaged(path / STATE, "it does not say where the training stands")
     parts = [part for part in PARTS if part != "raw" or f"{part}.safetensors" in state["sha256"]]
     return Checkpoint({part: _load_tensors(path, f"{part}.safetensors", state) for part in parts}, state)
 
@@ -154,7 +156,7 @@ def load_state(path: Path) -> dict[str, Any]:
         state = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}", _other(path)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(file, str(error)) from error
     if not isinstance(state, dict) or not isinstance(state.get("sha256"), dict):
         raise _damaged(file, "it is not a checkpoint's state")
@@ -172,6 +174,19 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _digest(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _is_whole(state: Mapping[str, Any]) -> bool:
+    """Whether a training can go on from a state that has its digest, which a stranger can make too."""
+
+    def figures(table: object) -> bool:
+        return isinstance(table, dict) and all(type(value) in (int, float) for value in table.values())
+
+    step, per_epoch, scaler = state.get("step"), state.get("steps_per_epoch"), state.get("scaler")
+    counts = type(step) is int and type(per_epoch) is int and 0 <= step < 10**15 and 0 < per_epoch < 10**15
+    parts = figures(state.get("sums")) and figures(state.get("best")) and (scaler is None or isinstance(scaler, dict))
+    averaged = "raw.safetensors" not in state["sha256"] or type(state.get("averaged_steps")) is int
+    return counts and parts and averaged
 
 
 def _is_pin(pointer: object, target: object) -> bool:
@@ -244,6 +259,19 @@ def restore_optimizer(
             "resume with the optimizer that the run began with",
         )
     by_name = {name: parameter for parameter, name in parameter_names.items()}
+    parts = [(key, *key.rpartition("/")[::2], tensor) for key, tensor in tensors.items()]
+    misfits = [key for key, name, _, tensor in parts if name not in by_name]
+    misfits += [
+        key
+        for key, name, entry, tensor in parts
+        if name in by_name and tensor.shape != (() if entry == "step" else by_name[name].shape)
+    ]
+    if misfits:
+        more = f" and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+        raise UserError(
+            f"the checkpoint's optimizer keeps what fits no parameter: {', '.join(sorted(misfits)[:5])}{more}",
+            "resume with the model and the group that the run began with",
+        )
     packed: dict[int, dict[str, Tensor]] = {}
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     index: dict[Tensor, int] = {parameter: i for i, parameter in enumerate(order)}

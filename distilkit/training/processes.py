@@ -33,8 +33,8 @@ def join(device: str) -> PartialState:
     return PartialState(cpu=_on_cpu(device))
 
 
-def make_accelerator(precision: str, device: str, folder: Path | None) -> Accelerator:
-    """Accelerate for this process; `precision`: fp32, bf16 or fp16; `folder`: where trackers write, None for none."""
+def make_accelerator(precision: str, device: str) -> Accelerator:
+    """Accelerate for this process; `precision`: fp32, bf16 or fp16."""
     join(device)
     # The precision may be another than a previous training's, too.
     AcceleratorState._reset_state()
@@ -43,8 +43,6 @@ def make_accelerator(precision: str, device: str, folder: Path | None) -> Accele
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=_on_cpu(device),
-        log_with="tensorboard" if folder else None,
-        project_dir=folder,
     )
 
 

@@ -37,10 +37,10 @@ from distilkit.training.interrupt import Interrupted, StopRequest, stop_requests
 from distilkit.training.optimizer import make_optimizer
 from distilkit.training.processes import deterministic, lost_ones_named
 from distilkit.training.teacher import Teacher
+from distilkit.training.tracking import Tracking
 
 METRICS = files.METRICS
 CHECKPOINTS = "checkpoints"
-TRACKER = "tensorboard"
 
 
 @dataclass
@@ -166,10 +166,11 @@ class Trainer:
         settings = self.recipe.train
         if self.accelerator.is_main_process:
             log.keep_until(self.folder / METRICS, first_epoch)
-        with log.writing(self.folder / TRACKER):
-            self.accelerator.init_trackers(TRACKER, init_kwargs={TRACKER: {"purge_step": first_epoch + 1}})
+        tracked = self.recipe.tracking.names if self.accelerator.is_main_process else ()
+        self.tracking = Tracking(tracked, self.recipe, self.folder, first_epoch, self.observer)
         self.images.upcoming(self._upcoming(self.progress.step))
         try:
+            self.tracking.start()
             with (
                 stop_requests() as stop,
                 seeded(settings.seed, "training"),
@@ -180,10 +181,7 @@ class Trainer:
                     self._epoch(epoch, stop)
         finally:
             self.images.close()
-            for tracker in self.accelerator.trackers:
-                # Every epoch's figures were flushed when they were logged, and that failed loudly.
-                with contextlib.suppress(OSError):
-                    tracker.finish()
+            self.tracking.finish()
 
     def _upcoming(self, start: int) -> Iterator[tuple[int, Tensor, slice]]:
         """Every step from `start` on, with its global batch and this process's share of it."""
@@ -366,8 +364,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             # The line before the checkpoint: were it the other way round, a kill between the two would lose the line.
             log.append(self.folder / METRICS, line)
-            with log.writing(self.folder / TRACKER):
-                self.accelerator.log(_flat(line), step=epoch)
+            self.tracking.log(_flat(line), epoch)
         if best or cycle or epoch % self.recipe.train.checkpoint_epochs == 0 or epoch == self.recipe.train.epochs:
             self.save()
         self.observer.epoch_finished(line)

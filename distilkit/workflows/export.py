@@ -29,7 +29,7 @@ from distilkit.export.parity import Parity, check_file
 from distilkit.export.program import export_pt2
 from distilkit.learner import Learner
 from distilkit.observer import Observer
-from distilkit.run import DataRecord, Model, Run, find_run, open_model, writable
+from distilkit.run import DataRecord, Model, Run, find_run, inside, open_model, writable
 from distilkit.workflows.cards import beside_export
 from distilkit.workflows.quantize import Quantization, quantize
 
@@ -110,7 +110,7 @@ def export(
     framing = datasets.traits(data.dataset).framing(side, data.channels)
     metadata["preprocessing"] = Preparation(framing, form.layout, form.input_type).to_json()
     ending = ENDINGS[format]
-    target = output or source / "exports" / f"{mode if member is None else member}{form.suffix}{ending}"
+    target = output or inside(source, "exports") / f"{mode if member is None else member}{form.suffix}{ending}"
     if target.is_dir():
         raise UserError(f"{target} is a folder; the export is one file", f"name it: --output {target}/model{ending}")
     unchecked, failed = (target.with_name(f"{target.stem}.{word}{target.suffix}") for word in ("unchecked", "failed"))

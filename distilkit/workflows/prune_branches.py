@@ -15,7 +15,18 @@ from distilkit.errors import UserError
 from distilkit.group import Classifier, Group
 from distilkit.models import own
 from distilkit.observer import Observer
-from distilkit.run import CONFIG, FORMAT, MODEL, RECORD, DataRecord, find_run, stock_classifier, writable, write_json
+from distilkit.run import (
+    CONFIG,
+    FORMAT,
+    MODEL,
+    RECORD,
+    DataRecord,
+    find_run,
+    inside,
+    stock_classifier,
+    writable,
+    write_json,
+)
 from distilkit.workflows.cards import refresh
 
 BATCH_SIZE = 250
@@ -70,7 +81,7 @@ def prune_branches(
         "top1_error": figures.get("top1") if checkpoint is None else None,
         "data": run.data.model_dump(mode="json"),
     }
-    with writable(output or run.path / "pruned") as folder:
+    with writable(output or inside(run.path, "pruned")) as folder:
         partial = folder / f".partial-{MODEL}"
         partial.write_bytes(contents)
         partial.replace(folder / MODEL)

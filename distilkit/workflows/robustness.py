@@ -20,7 +20,7 @@ from distilkit.inference import Inference, Precision
 from distilkit.observer import Observer
 from distilkit.randomness import generator
 from distilkit.report.curves import plot_curves
-from distilkit.run import Model, open_model, writable, write_json
+from distilkit.run import Model, inside, open_model, writable, write_json
 from distilkit.workflows.cards import refresh
 from distilkit.workflows.evaluate import choose_device
 from distilkit.workflows.robustness_checks import Thresholds, check_kind
@@ -87,7 +87,7 @@ def robustness(
     }
     document["checks"] = [threshold.check(run) for run in document["runs"] for threshold in thresholds.all]
     document["passed"] = all(check["passed"] for check in document["checks"])
-    with writable(output or models[0].path / "robustness") as folder:
+    with writable(output or inside(models[0].path, "robustness")) as folder:
         plots = _plots(document["runs"], folder, settings) if settings.parameters else []
         document["files"] = [str(folder / "robustness.json"), *map(str, plots)]
         write_json(folder / "robustness.json", document)

@@ -35,6 +35,7 @@ from distilkit.training.interrupt import Interrupted
 from distilkit.training.pretrained import start_from
 from distilkit.training.processes import from_main, is_main, join, lost_ones_named, make_accelerator
 from distilkit.training.teacher import Teacher
+from distilkit.training.tracking import check_installed
 from distilkit.training.trainer import Trainer, check_settings
 from distilkit.workflows.cards import finished_card, refresh
 from distilkit.workflows.teachers import open_teacher, resolve_teacher
@@ -105,6 +106,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     spec = _spec(recipe)
     recipe = _with_storage(recipe, spec, here, observer)
     with placed(recipe):
+        check_installed(recipe.tracking)
         precisions.check(recipe.train.precision, here.device)
         recipe = resolve_teacher(recipe, runs)
     learner = build_learner(recipe, spec)
@@ -215,20 +217,22 @@ def _continue(
 ) -> dict[str, Any]:
     path, saved = run.path, run.newest_whole_checkpoint(observer)
     changes = [] if recipe is None else run.recipe.differences(recipe)
+    # Who watches a training changes nothing of it.
+    trained = [change for change in changes if not change.startswith("tracking.")]
     if recipe is not None and changes:
-        if not accept_changes:
+        if trained and not accept_changes:
             raise UserError(
-                f"{path} was begun with another recipe: {'; '.join(changes)}",
+                f"{path} was begun with another recipe: {'; '.join(trained)}",
                 "leave RECIPE and --set out to continue with the run's own, or add --accept-changes",
             )
-        if saved is None:
+        if trained and saved is None:
             raise UserError(
-                f"{path} has no checkpoint that a changed recipe could go on from: {'; '.join(changes)}",
+                f"{path} has no checkpoint that a changed recipe could go on from: {'; '.join(trained)}",
                 "train the changed recipe from its beginning: leave --resume out",
             )
         if any(change.startswith("model.pretrained ") for change in changes):
             raise UserError(
-                f"{path} goes on from a checkpoint, which no weights to start from can change: {'; '.join(changes)}",
+                f"{path} goes on from a checkpoint, which no weights to start from can change: {'; '.join(trained)}",
                 "train the changed recipe from its beginning: leave --resume out",
             )
         observer.note(f"continuing with a changed recipe: {'; '.join(changes)}")
@@ -242,6 +246,7 @@ def _continue(
         # A run of before storage could be chosen: what it knew.
         run.recipe = _stored(run.recipe, run.data.storage)
     with placed(run.recipe):
+        check_installed(run.recipe.tracking)
         precisions.check(run.recipe.train.precision, here.device)
     learner = build_learner(run.recipe, run.data.spec())
     run.recipe = _with_split(run.recipe, learner)
@@ -281,7 +286,7 @@ def _fit(
     observer: Observer,
 ) -> dict[str, Any]:
     recipe = run.recipe
-    accelerator = make_accelerator(recipe.train.precision, device, run.path)
+    accelerator = make_accelerator(recipe.train.precision, device)
     main = accelerator.is_main_process
     if not main:
         observer = Observer()

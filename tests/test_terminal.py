@@ -1,0 +1,153 @@
+"""What is printed where it is read: files and pipes, narrow terminals, terminals without colours or letters."""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result, train_tiny
+from rich.console import Console
+
+import distilkit as package
+from distilkit import cli, console
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tiny(
+        tmp_path_factory.mktemp("terminal"), "train.epochs=1", "tracking.name=none", "method.name=baseline"
+    )
+
+
+def commands(run: Path, folder: Path) -> list[list[object]]:
+    """Some of each kind: tables, bars, plans, messages, usage errors, help."""
+    return [
+        ["compare", run],
+        ["models", "resnet8"],
+        ["train", "no_such_recipe"],
+        ["train", "quickstart", "--set", "train.epoch=3"],
+        ["evaluate", folder / "größe \u4f60\u597d \u0394"],
+        ["evaluate", "--no-such-option"],
+        ["train", "--help"],
+    ]
+
+
+def test_files_and_pipes_have_no_colour_codes(
+    run: Path, tmp_path: Path, distilkit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for words in commands(run, tmp_path):
+        result = distilkit(*words)
+        assert "\x1b" not in result.out + result.err, words
+
+
+def test_a_terminal_of_twenty_columns_loses_no_figure(
+    run: Path, tmp_path: Path, distilkit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = distilkit("compare", run).out
+    monkeypatch.setattr(console, "stdout", Console(highlight=False, width=20))
+    monkeypatch.setattr(console, "stderr", Console(stderr=True, highlight=False, width=20))
+    for words in commands(run, tmp_path):
+        assert distilkit(*words).status in (0, 2), words
+    folded = re.sub(r"\s", "", distilkit("compare", run).out)
+    for figure in re.findall(r"\d+\.\d+", figures):
+        assert figure in folded, figure
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_an_encoding_has_no_letters_for_is_spelled_out(
+    encoding: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strict streams, as PYTHONIOENCODING=ascii makes them."""
+    for words in commands(run, tmp_path):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            with pytest.raises(SystemExit) as left:
+                cli.main([str(word) for word in words])
+            for stream in streams:
+                stream.flush()
+        said = b"".join(stream.buffer.getvalue() for stream in streams).decode(encoding)  # type: ignore[attr-defined]
+        assert left.value.code in (0, 2), (words, said)
+        assert said
+        if "größe" in str(words[1:]):
+            assert {"ascii": "gr\\xf6\\xdfe"}.get(encoding, "größe") in said
+
+
+def test_a_name_cannot_steer_the_terminal(tmp_path: Path, distilkit: Command) -> None:
+    result = distilkit("evaluate", tmp_path / "\x1b]0;title\x07\x1b[2J\u202egnp.exe")
+    assert result.status == 2
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", result.err)
+    assert "\\x1b]0;title\\x07" in result.err
+
+
+def test_markup_in_names_is_text(tmp_path: Path, distilkit: Command) -> None:
+    assert "[bold red]x[/]" in distilkit("evaluate", "[bold red]x[/]").err
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({}, True)])
+def test_no_color_is_heeded_in_a_terminal(
+    variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm-256color"} | variables).items():
+        monkeypatch.setenv(name, value)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(console, "stderr", Console(file=screen, highlight=False))
+    console.tell("error: something", "red")
+    assert ("\x1b[31m" in screen.getvalue()) == coloured
+    assert "error: something" in screen.getvalue()
+
+
+def test_a_locale_without_letters_and_a_real_terminal_of_twenty_columns(tmp_path: Path) -> None:
+    """As a process of its own, with LC_ALL=C, on a pseudo-terminal."""
+    (tmp_path / "größe.toml").write_text("[train]\nepochs = 'größe'\n", encoding="utf-8")
+    master, slave = pty.openpty()
+    environment: dict[str, Any] = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))},
+        "PYTHONPATH": str(Path(package.__file__).parents[1]),
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "PYTHONIOENCODING": "ascii",
+        "COLUMNS": "20",
+        "TERM": "xterm",
+        "NO_COLOR": "1",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "distilkit", "train", "größe.toml"],
+        cwd=tmp_path, env=environment, stdin=slave, stdout=slave, stderr=slave,
+    ) as process:  # fmt: skip
+        os.close(slave)
+        said = b""
+        while True:
+            try:
+                part = os.read(master, 4096)
+            except OSError:  # Linux says so where the other side is closed
+                break
+            if not part:
+                break
+            said += part
+    os.close(master)
+    text = said.decode("ascii")
+    assert process.returncode == 2, text
+    assert "Traceback" not in text
+    assert "\x1b[3" not in text
+    assert "gr\\xf6\\xdfe" in text or "gr\\udcc3" in text
