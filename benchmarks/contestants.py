@@ -68,7 +68,7 @@ def our_training(
     images = data(count)
     learner = learner_of(recipe, images)
     folder = Path(tempfile.mkdtemp())
-    trainer = Trainer(recipe, learner, images, make_accelerator(precision, "cpu", None), folder, Observer())
+    trainer = Trainer(recipe, learner, images, make_accelerator(precision, "cpu"), folder, Observer())
     trainer.wrapped.train()
     steps = itertools.count()
     order = epoch_order(0, 0, count)
@@ -136,7 +136,7 @@ def our_evaluation(method: str, precision: str, count: int = IMAGES) -> Work:
 
     images = data(count)
     learner = learner_of(recipe_of(method), images).to(memory_format=torch.channels_last)
-    accelerator = make_accelerator("fp32", "cpu", None)
+    accelerator = make_accelerator("fp32", "cpu")
 
     def work(number: int) -> int:
         for _ in range(number):

@@ -564,8 +564,12 @@ def write_json(file: Path, document: dict[str, Any]) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Write a small file atomically. Raises `UserError` when it cannot be written."""
+    if not file.name or file.is_dir():
+        raise UserError(f"{file} is a folder; what is written is a file", "name a file")
     partial = file.with_name(f".partial-{file.name}")
     try:
+        # Whatever lies there of that name, a link that leads elsewhere perhaps, is not written through.
+        partial.unlink(missing_ok=True)
         partial.write_text(text, encoding="utf-8")
         partial.replace(file)
     except OSError as error:

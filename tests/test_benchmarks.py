@@ -54,7 +54,7 @@ def test_the_plain_evaluation_gives_our_figures(precision: str) -> None:
     network = learner("one").eval()
     count = 300
     images = contestants.data(count)
-    found = evaluate_members(network, images.splits["test"], make_accelerator("fp32", "cpu", None), precision)  # type: ignore[arg-type]
+    found = evaluate_members(network, images.splits["test"], make_accelerator("fp32", "cpu"), precision)  # type: ignore[arg-type]
     wanted = plain.evaluate(plain.PlainGroup(network), plain.loader(count, 0, train=False))
     # In bfloat16 a few of the images change their class.
     slack = 1e-4 if precision == "fp32" else 2.0

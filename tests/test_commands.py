@@ -490,7 +490,7 @@ def test_export_documents_have_the_promised_keys(exports: dict[str, dict[str, An
         assert document["top1_agreement"] == 100
     folder = Path(exports["single"]["file"]).parent
     assert folder.name == "exports"
-    assert [path.name for path in folder.iterdir()] == ["single.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == ["single.card.md", "single.onnx"]
     assert [path.name for path in (folder.parent / "here").iterdir()] == ["one_e.onnx"]
 
 
@@ -661,7 +661,7 @@ def test_export_shows_its_figures_to_people(one_run: Path, tmp_path: Path, disti
     assert "passed" in result.out
     assert f"{(tmp_path / 'model.onnx').stat().st_size:,}" in result.out
     assert [entry.version for entry in onnx.load(tmp_path / "model.onnx").opset_import] == [18]
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.card.md", "model.onnx"]
 
 
 # robustness

@@ -61,7 +61,7 @@ def trainer(method: str, folder: Any, accelerator: Accelerator) -> Trainer:
 
 @pytest.mark.parametrize("method", OPERATORS)
 def test_a_step_never_waits_and_does_no_more_than_it_did(method: str, tmp_path: Any) -> None:
-    made = trainer(method, tmp_path, make_accelerator("fp32", "cpu", None))
+    made = trainer(method, tmp_path, make_accelerator("fp32", "cpu"))
     order = torch.arange(32)
     made._step(0, order[:8], 1.0)  # The first makes the optimizer's state.
     counts = counted(lambda: made._step(1, order[8:16], 1.0))
@@ -85,7 +85,7 @@ def test_a_training_batch_is_one_gather_of_bytes() -> None:
 
 
 def test_the_losses_are_read_together(tmp_path: Any) -> None:
-    made = trainer("one", tmp_path, make_accelerator("fp32", "cpu", None))
+    made = trainer("one", tmp_path, make_accelerator("fp32", "cpu"))
     order = torch.arange(32)
     for step in range(3):
         made._step(step, order[8 * step : 8 * step + 8], 1.0)

@@ -42,6 +42,10 @@ BASE: dict[str, tuple[str, ...]] = {
     "compare": ("{run}",),
     "benchmark": ("{file}", "--repetitions", "1", "--batch", "1"),
     "models": (),
+    "push": ("{run}", "--to", "published"),
+    "pull": ("{published}",),
+    "report": ("{run}", "--no-figures", "--no-evaluate", "--output", "report.html"),
+    "runs": ("--limit", "1"),
 }
 
 
@@ -56,7 +60,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with pytest.raises(SystemExit):
         cli.main(["export", str(run), "--output", "model.onnx"])
     assert onnx.load("model.onnx").graph.node
-    yield {"run": str(run), "file": "model.onnx", "recipe": "tiny.toml", "image": "zero.png"}
+    with pytest.raises(SystemExit):
+        cli.main(["push", str(run), "--to", "models/published"])
+    yield {
+        "run": str(run),
+        "file": "model.onnx",
+        "recipe": "tiny.toml",
+        "image": "zero.png",
+        "published": "models/published",
+    }
     os.chdir(before)
 
 

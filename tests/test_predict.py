@@ -522,7 +522,7 @@ def test_code_of_the_users_own_is_executed_only_on_request(
 
 
 def test_the_page_shows_what_the_other_tests_run() -> None:
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 6
     assert len(SNIPPETS[0].splitlines()) <= 15
     assert "torch" not in SNIPPETS[0]
 

@@ -61,7 +61,11 @@ def test_both_files_are_left_and_the_figures_are_theirs(run: Path, verdict: dict
     quantized = verdict["quantized"]
     assert Path(verdict["file"]) == run / "exports" / "single.onnx"
     assert Path(quantized["file"]) == run / "exports" / "single-int8.onnx"
-    assert sorted(path.name for path in (run / "exports").iterdir()) == ["single-int8.onnx", "single.onnx"]
+    assert sorted(path.name for path in (run / "exports").iterdir()) == [
+        "single-int8.onnx",
+        "single.card.md",
+        "single.onnx",
+    ]
     images, labels = images_of(run, "test")
     assert quantized["images"] == len(labels)
     for name, file in (("before", verdict["file"]), ("after", quantized["file"])):
@@ -197,7 +201,7 @@ def test_calibration_on_wrong_images_trips_max_drop_and_leaves_the_whole_file(
     quantized = document["quantized"]
     assert quantized["drop"] > 5
     assert f"rises by {quantized['drop']:.2f} points (0.5 are allowed)" in document["reason"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-int8.failed.onnx", "model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-int8.failed.onnx", "model.card.md", "model.onnx"]
     assert quantized["file"] == quantized["after"]["file"] == str(tmp_path / "model-int8.failed.onnx")
     assert document["file"] == str(tmp_path / "model.onnx")
     assert document["reason"] in result.err

@@ -90,6 +90,7 @@ def export_openvino(
         try:
             with quiet():
                 model = openvino.convert_model(str(onnx_file))
+                _name_in_order(model)
                 for key, value in sorted(metadata.items()):
                     model.set_rt_info(value, [SECTION, key])
                 openvino.save_model(model, str(xml_file), compress_to_fp16=half)
@@ -98,6 +99,13 @@ def export_openvino(
             raise UserError(f"OpenVINO cannot convert this network: {cause}", "--format onnx") from error
         write_atomically(weights_file(file), weights_file(xml_file).read_bytes())
         write_atomically(file, xml_file.read_bytes())
+
+
+def _name_in_order(model: Any) -> None:
+    """Number constants and what has no name of its own; OpenVINO counts all that the process has made so far."""
+    for place, operator in enumerate(model.get_ordered_ops()):
+        if operator.get_type_name() == "Constant" or operator.get_friendly_name() == operator.get_name():
+            operator.set_friendly_name(f"{operator.get_type_name()}_{place}")
 
 
 def weights_file(file: Path) -> Path:

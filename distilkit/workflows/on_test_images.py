@@ -13,10 +13,11 @@ from distilkit.analysis.metrics import confusion, evaluate_logits, reliability
 from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batches
 from distilkit.errors import UserError
+from distilkit.inference import Inference
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.report.measured import ReliabilityBin, TestedClassifier, TestedRun
-from distilkit.run import Run, write_json
+from distilkit.run import Run, inside, write_json
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training.log import finite
 from distilkit.workflows.evaluate import choose_device
@@ -41,7 +42,7 @@ def on_test_images(run: Run, data_root: str | None, device: str, observer: Obser
     tested = _tested(run, digest, data_root, device, observer)
     # A folder that cannot be written costs time the next time, and nothing now.
     with suppress(UserError, OSError):
-        (run.path / KEPT).parent.mkdir(exist_ok=True)
+        inside(run.path, KEPT.parent.name).mkdir(exist_ok=True)
         write_json(run.path / KEPT, tested.model_dump(mode="json"))
     return tested
 
@@ -82,15 +83,17 @@ def _tested(run: Run, digest: str, data_root: str | None, device: str, observer:
 @torch.inference_mode()
 def _logits(learner: Learner, split: Split, where: torch.device, name: str, observer: Observer) -> dict[str, Tensor]:
     """Logits [N, C] of every member and of the ensemble, on the CPU."""
+    # As a training evaluates, so that the figures are the run's own.
+    group, method = Inference(learner.group), learner.method
     members, ensembles, done = [], [], 0
     for images, _ in evaluation_batches(split, BATCH_SIZE, where):
-        logits_SBC, ensemble_BC = learner.predict(images)
-        members.append(logits_SBC.cpu())
-        ensembles += [] if ensemble_BC is None else [ensemble_BC.cpu()]
+        outputs = group(images)
+        members.append(outputs.logits_SBC.cpu())
+        ensembles += [method.ensemble(outputs).cpu()] if method.ensemble_name else []
         done += len(images)
         observer.progress(f"test images of {name}", done, len(split.labels))
     found = dict(zip(learner.group.members, torch.cat(members, dim=1), strict=True))
-    return found | ({str(learner.method.ensemble_name): torch.cat(ensembles)} if ensembles else {})
+    return found | ({str(method.ensemble_name): torch.cat(ensembles)} if ensembles else {})
 
 
 def _classifier(logits_NC: Tensor, labels_N: Tensor) -> TestedClassifier:

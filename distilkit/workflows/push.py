@@ -117,6 +117,8 @@ def _gather(
                 f"the export of {found.path} is wrong: {document['reason']}; nothing was published",
                 "look at it with distilkit export",
             )
+        # The repository's own card is its README.
+        (folder / f"{Path(hub.ONNX).stem}.card.md").unlink(missing_ok=True)
     _hide_folders(folder / CONFIG)
     return _with_card(folder, found, str(found.path))
 
