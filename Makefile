@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/quickstart.toml
 
-.PHONY: quickstart test test-long lint reproduce clean
+.PHONY: quickstart test test-long lint reproduce bench fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distilkit needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -44,6 +44,15 @@ MINUTES ?= 60
 JOBS ?= 1
 reproduce: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/reproduce.py $(TABLE) $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --jobs $(JOBS)
+
+# How fast it is on this machine, see benchmarks/bench.py: make bench BENCHMARKS="evaluate startup"
+BENCHMARKS ?=
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/bench.py $(BENCHMARKS)
+
+# Absurd values for every option of every command, longer than `make test` tries them.
+fuzz: $(VENV)/.installed-dev
+	$(PYTEST) -m long tests/test_hostile_options.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -240,9 +240,8 @@ def _deployed() -> Classifier:
 
 def exported(batch: int, runtime: str, quantized: bool = False) -> Work:
     """Answers of ResNet-32 at one batch size: `runtime` "eager" (PyTorch as it stands) or "onnxruntime"."""
-    from distilkit.export.latency import random_pixels, session_call
+    from distilkit.export.latency import file_call, opened_for_timing, random_pixels
     from distilkit.export.onnx import SingleForExport, export_onnx
-    from distilkit.export.runtime import open_session
 
     classifier = _deployed()
     pixels = random_pixels((batch, 3, plain.SIZE, plain.SIZE))
@@ -265,7 +264,7 @@ def exported(batch: int, runtime: str, quantized: bool = False) -> Work:
         target = file.with_name("int8.onnx")
         quantize_static(file, target, random_pixels((200, 3, plain.SIZE, plain.SIZE)), {})
         file = target
-    call = session_call(open_session(file), batch)
+    call = file_call(opened_for_timing(file, None), batch)
 
     def work(number: int) -> int:
         for _ in range(number):

@@ -132,6 +132,16 @@ def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     assert "train_step, input_pipeline" in capsys.readouterr().err
 
 
+def test_the_exported_contestants_answer() -> None:
+    for arguments in ({"runtime": "eager"}, {"runtime": "onnxruntime"}, {"runtime": "onnxruntime", "quantized": True}):
+        assert contestants.exported(3, **arguments)(2) == 6
+
+
+def test_the_perturbation_contestants_count_every_point() -> None:
+    assert contestants.our_perturbation(20, "fp32")(2) == 40
+    assert contestants.plain_perturbation(20, 0)(2) == 40
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", bench.BENCHMARKS)
 def test_every_benchmark_runs(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
