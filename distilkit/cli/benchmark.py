@@ -22,11 +22,12 @@ def benchmark(
     compile: Annotated[
         bool, typer.Option("--compile", help="A run's network compiled by PyTorch as well (takes a minute).")
     ] = False,
+    device: options.FileDevice = "cpu",
     trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
 ) -> None:
-    """How fast exported files answer on this CPU, beside PyTorch; all take turns, so that a busy moment hits them all.
+    """How fast exported files answer here, beside PyTorch; all take turns, so that a busy moment hits them all.
 
     A run stands for its leader in PyTorch and for the files in its exports/.
 
@@ -51,6 +52,7 @@ def benchmark(
             repetitions=repetitions,
             compile=compile,
             observer=console.TerminalObserver(),
+            device=device,
         )
     console.print_json(document) if json_output else _show(document)
 
@@ -96,7 +98,7 @@ def _show(document: dict[str, Any]) -> None:
         )
     console.print_line(
         f"milliseconds for one batch, over {document['repetitions']} turns that all took one after another; "
-        "random pixels, on the CPU"
+        + ("random pixels, on the CPU" if document["device"] == "cpu" else "random pixels, on CUDA and back to the CPU")
     )
     if document["ratios"]:
         console.print_table(

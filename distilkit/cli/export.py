@@ -80,6 +80,7 @@ def export(
             help="The batch size at which --min-speedup counts; without it at 1 and at 32.",
         ),
     ] = None,
+    device: options.FileDevice = "cpu",
     output: options.Output = None,
     trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
@@ -138,6 +139,7 @@ def export(
             and Quantization(
                 quantize, calibration, calibration_images, max_drop, min_speedup, reduce_range, speedup_batch
             ),
+            device=device,
         )
     console.print_json(document) if json_output else _show(document)
     if not document["passed"]:
@@ -193,7 +195,7 @@ def _show(document: dict[str, Any]) -> None:
                 ]
                 for name, figures in deployed.items()
             ],
-            "FLOPs of one image: 2 per multiply-add; latency: the files on this CPU, measured in turn in one run",
+            "FLOPs of one image: 2 per multiply-add; latency: the files on this machine, measured in turn in one run",
         )
     if "quantized" in document:
         _show_quantized(document["quantized"])

@@ -14,6 +14,10 @@ Run = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where runs are kept.")]
 Device = Annotated[DeviceName, typer.Option("--device", help="Where to compute; auto: CUDA where there is one.")]
+FileDevice = Annotated[
+    Literal["cpu", "cuda"],
+    typer.Option("--device", help="Where the file computes; cuda needs the package onnxruntime-gpu."),
+]
 Precision = Annotated[
     Literal["fp32", "bf16"],
     typer.Option("--precision", help="What the network computes in; bf16 is faster where there is hardware for it."),

@@ -25,6 +25,7 @@ def predict(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, metavar="N", help="Without it: one for every core.")
     ] = None,
+    device: options.FileDevice = "cpu",
     json_output: options.Json = False,
 ) -> None:
     """Class names and probabilities of pictures, from an exported file, with ONNX Runtime alone.
@@ -45,7 +46,9 @@ def predict(
     named = [path for image in images for path in (_listed() if image == "-" else [image])]
     if not named:
         raise UserError("no images were named: the list on stdin is empty", "write one path on each line")
-    document = workflow(file, named, top=top, batch=batch, threads=threads, observer=console.TerminalObserver())
+    document = workflow(
+        file, named, top=top, batch=batch, threads=threads, observer=console.TerminalObserver(), device=device
+    )
     console.print_json(document) if json_output else _show(document)
     if unanswered := document["unanswered"]:
         console.tell(f"error: {len(unanswered)} of {document['images']} have no answer:", "red")

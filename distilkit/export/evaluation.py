@@ -10,18 +10,24 @@ from distilkit.analysis.metrics import Evaluation, evaluate_logits
 from distilkit.data.datasets import Split
 from distilkit.export.form import Form
 from distilkit.export.opened import fixed_batch, input_array, open_file
+from distilkit.export.runtime import Device
 
 BATCH_SIZE = 250
 
 
 def evaluate_file(
-    file: Path, test: Split, form: Form, progress: Callable[[int, int], None], places_M: Tensor | None = None
+    file: Path,
+    test: Split,
+    form: Form,
+    progress: Callable[[int, int], None],
+    places_M: Tensor | None = None,
+    device: Device = "cpu",
 ) -> Evaluation:
     """Evaluate a file on the images of a split, which it takes in `form`; `progress`: images done, images in all.
 
     `places_M`: of the images that count, int64; None: all. Raises as `open_file`.
     """
-    opened = open_file(file)
+    opened = open_file(file, device=device)
     batch = fixed_batch(opened)
     labels = test.labels if places_M is None else test.labels[places_M]
     parts = []

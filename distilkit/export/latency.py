@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distilkit.errors import UserError
 from distilkit.export.opened import OpenedFile, OpenedFileError, image_shape, input_array, open_file
+from distilkit.export.runtime import Device
 from distilkit.randomness import generator
 
 _WARMUPS = 3
@@ -56,10 +57,10 @@ def file_call(opened: OpenedFile, batch_size: int) -> Callable[[], object]:
     return lambda: opened.run(opened.outputs, array)
 
 
-def opened_for_timing(file: Path, threads: int | None) -> OpenedFile:
+def opened_for_timing(file: Path, threads: int | None, device: Device = "cpu") -> OpenedFile:
     """Open a file that takes images alone. Raises `UserError` for any other."""
     try:
-        opened = open_file(file, threads)
+        opened = open_file(file, threads, device)
         image_shape(opened)
     except OpenedFileError as error:
         raise UserError(
@@ -90,14 +91,17 @@ def interleaved_latency(
     batch_sizes: Sequence[int] = (1, 32),
     repetitions: int = 50,
     threads: int | None = None,
+    device: Device = "cpu",
 ) -> dict[str, dict[int, Latency]]:
-    """Time files against each other in their own runtimes on the CPU: name -> batch size -> milliseconds per batch.
+    """Time files against each other in their own runtimes: name -> batch size -> milliseconds per batch.
+
+    On CUDA the way of the images to the device and of the answers back counts.
 
     All files are open at once and run A, B, A, B, ..., `repetitions` times each, after three runs that are not
     counted. Images are random pixels. `threads` None uses every core. Raises `UserError` if a file does not exist or
     cannot be opened.
     """
-    opened = {name: opened_for_timing(file, threads) for name, file in files.items()}
+    opened = {name: opened_for_timing(file, threads, device) for name, file in files.items()}
     results: dict[str, dict[int, Latency]] = {name: {} for name in files}
     for batch_size in batch_sizes:
         calls = {name: file_call(each, batch_size) for name, each in opened.items()}

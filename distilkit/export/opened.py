@@ -15,7 +15,7 @@ from distilkit.errors import UserError
 from distilkit.export.form import ENDINGS
 from distilkit.export.openvino import SECTION, import_openvino, weights_file
 from distilkit.export.program import load_pt2
-from distilkit.export.runtime import RUNTIME_ERRORS, open_session
+from distilkit.export.runtime import RUNTIME_ERRORS, Device, open_session
 
 _PLACE = re.compile(r"(Check|Exception) ")
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -53,9 +53,9 @@ class OpenedFile(Protocol):
 class _OnnxFile:
     runtime = "ONNX Runtime"
 
-    def __init__(self, file: Path, threads: int | None) -> None:
+    def __init__(self, file: Path, threads: int | None, device: Device) -> None:
         try:
-            self.session = open_session(file, threads)
+            self.session = open_session(file, threads, device)
         except RUNTIME_ERRORS as error:
             raise OpenedFileError("ONNX Runtime cannot open the file", error) from error
         inputs = self.session.get_inputs()
@@ -137,16 +137,23 @@ class _OpenvinoFile:
         return [np.array(outputs[name]) for name in names]
 
 
-def open_file(file: Path, threads: int | None = None) -> OpenedFile:
-    """Open a deployed file by its ending; `threads` None uses every core.
+def open_file(file: Path, threads: int | None = None, device: Device = "cpu") -> OpenedFile:
+    """Open a deployed file by its ending; `threads` None uses every core. ONNX files alone open on a CUDA device.
 
-    Raises `UserError` if there is no such file, `OpenedFileError` if its runtime cannot open it.
+    Raises `UserError` if there is no such file or device, `OpenedFileError` if its runtime cannot open it.
     """
+    if device == "cuda" and not on_cuda(file):
+        raise UserError(f"{file} is no ONNX file, and only those are computed on CUDA here", "leave --device out")
     if file.suffix == ENDINGS["pt2"]:
         return _Pt2File(file)
     if file.suffix == ENDINGS["openvino"]:
         return _OpenvinoFile(file, threads)
-    return _OnnxFile(file, threads)
+    return _OnnxFile(file, threads, device)
+
+
+def on_cuda(file: Path) -> bool:
+    """Whether files of this kind can be opened on a CUDA device."""
+    return file.suffix not in (ENDINGS["pt2"], ENDINGS["openvino"])
 
 
 def parts(file: Path) -> tuple[Path, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distilkit.errors import UserError
 from distilkit.export.opened import OpenedFileError, fixed_batch, input_array, open_file
+from distilkit.export.runtime import Device
 
 MAX_TOLERANCE = 1e-3
 """No pair of logits may differ by more, whatever their size."""
@@ -51,8 +52,9 @@ def check_file(
     batch_sizes: Sequence[int] = (1, 7, 32),
     tolerance: float | None = None,
     half: bool = False,
+    device: Device = "cpu",
 ) -> Parity:
-    """Compare every output of `file`, in its own runtime, with PyTorch's.
+    """Compare every output of `file`, in its own runtime on `device`, with PyTorch's.
 
     `reference`: the module that was exported, in eval mode on the CPU. `images`: [N, C, H, W], or as that module takes
     them, uint8 or float in [0, 1]; both sides get the same numbers. The largest batch size covers all N images, the
@@ -81,7 +83,7 @@ def check_file(
         return Parity(tuple(batch_sizes), len(images), math.inf, 0.0, tolerance or limit, passed=False, reason=reason)
 
     try:
-        opened = open_file(file)
+        opened = open_file(file, device=device)
     except OpenedFileError as error:
         return failed(str(error))
     names = list(output_names)

@@ -22,9 +22,11 @@ from distilkit.export.latency import (
     random_pixels,
 )
 from distilkit.export.onnx import SingleForExport, export_onnx
-from distilkit.export.opened import fixed_batch
+from distilkit.export.opened import fixed_batch, on_cuda
+from distilkit.export.runtime import Device
 from distilkit.observer import Observer
 from distilkit.run import EXPORTED, Model, Run, open_model
+from distilkit.workflows.evaluate import choose_device
 from distilkit.workflows.quantize import BUSY
 
 Kind = Literal["onnxruntime", "torch-export", "openvino", "eager", "compiled"]
@@ -45,14 +47,14 @@ class _Contender:
     source: Path
     model: Model | None = field(default=None, hash=False)
 
-    def calls(self, batches: Sequence[int], threads: int) -> dict[int, Callable[[], object]]:
+    def calls(self, batches: Sequence[int], threads: int, device: Device) -> dict[int, Callable[[], object]]:
         """By batch size, one computation; a file of one fixed batch knows no other."""
         if self.model is None:
-            opened = opened_for_timing(self.source, threads)
+            opened = opened_for_timing(self.source, threads, device)
             only = fixed_batch(opened)
             return {batch: file_call(opened, batch) for batch in batches if only in (None, batch)}
         data = self.model.data
-        network: nn.Module = self.model.classifier
+        network: nn.Module = self.model.classifier.to(device)
         if self.kind == "compiled":
             # Threads are compiled in.
             torch.compiler.reset()
@@ -60,7 +62,7 @@ class _Contender:
         calls = {}
         for batch in batches:
             images = random_pixels((batch, data.channels, data.size, data.size)).float() / 255
-            calls[batch] = _inference(network, images.to(memory_format=torch.channels_last))
+            calls[batch] = _inference(network, images.to(memory_format=torch.channels_last), device)
         return calls
 
 
@@ -73,13 +75,16 @@ def benchmark(
     repetitions: int,
     compile: bool,
     observer: Observer,
+    device: Device = "cpu",
 ) -> dict[str, Any]:
     """Median and 95th percentile of a batch in milliseconds, and images per second, of exported files and runs.
 
     `paths`: exported files, runs and pruned models; none of them is the newest finished run. A run's leader is timed in
     PyTorch, eager and with `compile` compiled, and every file in its `exports/` that passed its checks in its own
     runtime; where it has no `single.onnx` one is made for the occasion. For each number of `threads` and each batch
-    size all take turns, `repetitions` times, after three rounds that do not count. Input is random pixels.
+    size all take turns, `repetitions` times, after three rounds that do not count. Input is random pixels. `device`:
+    where all of them compute; on "cuda" the images' way there and the answers' way back count, and files that are not
+    ONNX are left out.
 
     `runs`: the folders that were timed. `ratios`: the ensemble's time over the leader's, beside the same ratio of
     FLOPs, for runs that exported both. Raises `UserError` for what is no file of a classifier, or cannot be
@@ -89,6 +94,8 @@ def benchmark(
     folders: list[Path | None] = [path for path in paths if not path.is_file()]
     if compile and paths and not folders:
         raise UserError("--compile times a run's network in PyTorch; a file has none", "name the run as well")
+    if device == "cuda":
+        choose_device(device)
     found = [open_model(path, runs) for path in (folders if paths else [None])]
     around = machine()
     if is_busy(around):
@@ -97,10 +104,16 @@ def benchmark(
         contenders = [_of_file(file) for file in files]
         for index, (source, model) in enumerate(found):
             contenders += _of_run(source.path, model, Path(folder) / f"{index}.onnx", compile, observer)
+        if device == "cuda":
+            for file in [each.source for each in contenders if each.model is None and not on_cuda(each.source)]:
+                if file in files:
+                    raise UserError(f"{file} is no ONNX file, and only those are timed on CUDA", "leave it out")
+                observer.note(f"{file} is no ONNX file; it is not timed on CUDA")
+            contenders = [each for each in contenders if each.model is not None or on_cuda(each.source)]
         contenders = list({(contender.name, contender.kind): contender for contender in contenders}.values())
         results: list[dict[str, Any]] = []
         for count in threads:
-            results += _timed(contenders, batches, count, repetitions, observer)
+            results += _timed(contenders, batches, count, repetitions, observer, device)
     for only in {contender.name for contender in contenders} - {result["name"] for result in results}:
         observer.note(f"warning: {only} takes none of the batch sizes {', '.join(map(str, batches))}; it is left out")
     if not results:
@@ -111,6 +124,7 @@ def benchmark(
         "batches": list(batches),
         "threads": list(threads),
         "repetitions": repetitions,
+        "device": device,
         "machine": dict(around),
         "results": results,
         "ratios": ratios,
@@ -142,11 +156,16 @@ def _of_file(file: Path) -> _Contender:
 
 
 def _timed(
-    contenders: Sequence[_Contender], batches: Sequence[int], threads: int, repetitions: int, observer: Observer
+    contenders: Sequence[_Contender],
+    batches: Sequence[int],
+    threads: int,
+    repetitions: int,
+    observer: Observer,
+    device: Device,
 ) -> list[dict[str, Any]]:
     results = []
     with _torch_threads(threads):
-        calls = {contender: contender.calls(batches, threads) for contender in contenders}
+        calls = {contender: contender.calls(batches, threads, device) for contender in contenders}
         for batch in batches:
             observer.note(f"timing batch size {batch} on {threads} thread{'s' * (threads > 1)}")
             able = {contender: calls[contender][batch] for contender in contenders if batch in calls[contender]}
@@ -187,10 +206,11 @@ def _compile(calls: dict[_Contender, Callable[[], object]]) -> None:
             ) from error
 
 
-def _inference(network: nn.Module, images: torch.Tensor) -> Callable[[], object]:
+def _inference(network: nn.Module, images: torch.Tensor, device: Device) -> Callable[[], object]:
     def call() -> object:
         with torch.inference_mode():
-            return network(images)
+            # To where the caller has it, as ONNX Runtime gives it; that waits for the device, too.
+            return network(images.to(device)).cpu()
 
     return call
 

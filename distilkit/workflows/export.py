@@ -27,6 +27,7 @@ from distilkit.export.opened import parts
 from distilkit.export.openvino import export_openvino, require_openvino
 from distilkit.export.parity import Parity, check_file
 from distilkit.export.program import export_pt2
+from distilkit.export.runtime import Device
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.run import DataRecord, Model, Run, find_run, inside, open_model, writable
@@ -61,18 +62,20 @@ def export(
     observer: Observer,
     form: Form = PLAIN,
     quantization: Quantization | None = None,
+    device: Device = "cpu",
 ) -> dict[str, Any]:
     """Export the leader ("single"), another student ("member:NAME") or the method's own ensemble ("ensemble").
 
     The file takes `images` in the given form, by default [N, C, H, W], float in [0, 1], and gives `logits` and
     `probabilities`; with `members`, each member's logits too. It is proved on test images in its format's own runtime:
-    `passed` is False when that disagrees with PyTorch, and the file is then kept under a name that says so. With
-    `quantization` a second file beside it has 8-bit weights; `passed` then also says whether that one met what was
-    asked of it. Raises `UserError` for what cannot be exported.
+    `passed` is False when that disagrees with PyTorch, and the file is then kept under a name that says so. `device`:
+    where the file computes when it is compared and timed; PyTorch's side is the CPU's. With `quantization` a second
+    file beside it has 8-bit weights; `passed` then also says whether that one met what was asked of it. Raises
+    `UserError` for what cannot be exported.
     """
     asked_mode = mode
     mode, member = _mode(mode, member)
-    _check(format, form, opset, quantization, output)
+    _check(format, form, opset, quantization, output, device)
     if mode == "single" and members:
         raise UserError("--members adds outputs to an ensemble", "use --mode ensemble --members")
     if mode == "ensemble" and member is not None:
@@ -124,11 +127,17 @@ def export(
             for height, width in sizes:
                 at_size = images if (height, width) == (side, side) else _resized(images[:SIZED_IMAGES], height, width)
                 parities[height, width] = check_file(
-                    unchecked, network, form.arrange(at_size), network.output_names, batch_sizes, half=form.half
+                    unchecked,
+                    network,
+                    form.arrange(at_size),
+                    network.output_names,
+                    batch_sizes,
+                    half=form.half,
+                    device=device,
                 )
             height, width = next((size for size, each in parities.items() if not each.passed), (side, side))
             parity, where = parities[height, width], f"at {height} x {width} pixels: " if form.any_size else ""
-            error = _error(unchecked, test, form, observer) if parity.passed else None
+            error = _error(unchecked, test, form, observer, device) if parity.passed else None
             if not parity.passed:
                 target = failed
             _move(unchecked, target)
@@ -146,6 +155,7 @@ def export(
         "layout": form.layout,
         "batch": form.batch,
         "precision": form.precision,
+        "device": device,
         "member": metadata["member"],
         "outputs": list(network.output_names),
         "size": form.side or data.size,
@@ -181,6 +191,7 @@ def export(
             form,
             format,
             metadata["preprocessing"],
+            device,
         )
     if quantization is not None and loaded is not None and parity.passed:
         same = data.same(loaded, source, data_root, observer)
@@ -201,7 +212,12 @@ def export(
 
 
 def _check(
-    format: Format, form: Form, opset: int | None, quantization: Quantization | None, output: Path | None
+    format: Format,
+    form: Form,
+    opset: int | None,
+    quantization: Quantization | None,
+    output: Path | None,
+    device: Device,
 ) -> None:
     """Raise `UserError` for options that do not go together, or that cannot be had here."""
     if quantization is not None:
@@ -212,6 +228,12 @@ def _check(
             raise UserError(f"--quantize makes ONNX files, not {format}", "leave --format or --quantize out")
         if form.side is not None:
             raise UserError("--quantize is calibrated at the size of training", "leave --size out")
+        if device != "cpu":
+            raise UserError("--quantize makes files for CPUs, and its verdict is this CPU's", "leave --device out")
+    if device == "cuda" and format != "onnx":
+        raise UserError(
+            f"--device cuda is ONNX Runtime's; --format {format} is checked on the CPU", "leave --device out"
+        )
     if opset is not None:
         if format != "onnx":
             raise UserError(f"--opset belongs to --format onnx; {format} has none", "leave --opset out")
@@ -275,11 +297,11 @@ def _other_sizes(side: int) -> tuple[tuple[int, int], ...]:
     return (5 * side // 4 | 1, 3 * side // 2), (2 * side, side)
 
 
-def _error(file: Path, test: Split, form: Form, observer: Observer) -> dict[str, Any]:
+def _error(file: Path, test: Split, form: Form, observer: Observer, device: Device) -> dict[str, Any]:
     """The file's own top-1 error on the test images, in percent, with Wilson's 95 % interval."""
     total = len(test.labels)
     places = None if total <= ERROR_IMAGES else torch.tensor(evenly(total, ERROR_IMAGES))
-    figures = evaluate_file(file, test, form, lambda *done: observer.progress("test images", *done), places)
+    figures = evaluate_file(file, test, form, lambda *done: observer.progress("test images", *done), places, device)
     return {
         "images": min(total, ERROR_IMAGES),
         "top1_error": figures.top1_error,
@@ -349,7 +371,13 @@ class _OwnEnsemble(nn.Module):
 
 
 def _beside_the_leader(
-    leader: Model, costs: dict[str, Cost], file: Path, form: Form, format: Format, preprocessing: str
+    leader: Model,
+    costs: dict[str, Cost],
+    file: Path,
+    form: Form,
+    format: Format,
+    preprocessing: str,
+    device: Device,
 ) -> dict[str, Any]:
     """TeCost (FLOPs of one image), parameters and latency of the leader and the ensemble, in one run."""
     batch_sizes = LATENCY_BATCH_SIZES if form.batch is None else (form.batch,)
@@ -357,7 +385,7 @@ def _beside_the_leader(
         single_file = Path(folder) / f"single{ENDINGS[format]}"
         about = {"preprocessing": preprocessing}
         _write(Formed(SingleForExport(leader.classifier), form), single_file, leader.data, about, format)
-        latency = interleaved_latency({"single": single_file, "ensemble": file}, batch_sizes)
+        latency = interleaved_latency({"single": single_file, "ensemble": file}, batch_sizes, device=device)
     return {name: _deployed(costs[name], dict(latency[name])) for name in costs}
 
 

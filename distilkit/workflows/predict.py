@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from distilkit.data.pixels import ENDINGS, UNREADABLE, Pixels, decode, reason
 from distilkit.data.preparation import Preparation
 from distilkit.errors import UserError
-from distilkit.export.runtime import RUNTIME_ERRORS, open_session
+from distilkit.export.runtime import RUNTIME_ERRORS, Device, open_session
 from distilkit.observer import Observer
 
 BATCH = 32
@@ -46,7 +46,14 @@ class Deployed(NamedTuple):
 
 
 def predict(
-    file: Path, images: Sequence[str], *, top: int, batch: int | None, threads: int | None, observer: Observer
+    file: Path,
+    images: Sequence[str],
+    *,
+    top: int,
+    batch: int | None,
+    threads: int | None,
+    observer: Observer,
+    device: Device = "cpu",
 ) -> dict[str, Any]:
     """Classify pictures; of each the `top` most probable classes, the best first.
 
@@ -55,7 +62,7 @@ def predict(
     is as the test images of its training were. `unanswered`: what could not be read, with the reason; the others are
     answered all the same. Raises `UserError` for a file that cannot be used, or does not say how.
     """
-    deployed = open_file(file, threads)
+    deployed = open_file(file, threads, device)
     if batch is not None and deployed.batch not in (None, batch):
         raise UserError(f"{file} takes {deployed.batch} images at a time, no more and no fewer", "leave --batch out")
     paths, unanswered = find(images)
@@ -82,7 +89,7 @@ def predict(
     }
 
 
-def open_file(file: Path, threads: int | None = None) -> Deployed:
+def open_file(file: Path, threads: int | None = None, device: Device = "cpu") -> Deployed:
     """Open an exported file. Raises `UserError` if it is none, or does not say what it takes and what it gives."""
     if other := {".pt2": "a torch.export program", ".xml": "an OpenVINO model"}.get(file.suffix):
         raise UserError(
@@ -90,7 +97,7 @@ def open_file(file: Path, threads: int | None = None) -> Deployed:
             "distilkit export --format onnx; docs/deployment.md says how to run the other formats in Python",
         )
     try:
-        session = open_session(file, threads)
+        session = open_session(file, threads, device)
     except RUNTIME_ERRORS as error:
         raise UserError(
             f"{file} cannot be opened by ONNX Runtime: {_first_line(error)}",
