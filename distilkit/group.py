@@ -44,11 +44,28 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W], uint8 or in [0, 1] -> normalised images [B, C, H, W]."""
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(f"images are uint8, or floating point in [0, 1], not {images.dtype}")
+        if _has_rows(images):
+            return self._by_rows(images)
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
-        elif not images.is_floating_point():
-            raise TypeError(f"images are uint8, or floating point in [0, 1], not {images.dtype}")
         return (images.to(self.mean.dtype) - self.mean) / self.std
+
+    def _by_rows(self, images: Tensor) -> Tensor:
+        """Compute the same numbers, a row of W * C of them at a time instead of C."""
+        B, C, H, W = images.shape
+        rows = images.permute(0, 2, 3, 1).view(B, H, W * C)
+        scaled = rows.to(self.mean.dtype).div_(255) if images.dtype == torch.uint8 else rows.to(self.mean.dtype)
+        mean, std = self.mean.view(C).repeat(W), self.std.view(C).repeat(W)
+        return scaled.sub(mean).div_(std).view(B, H, W, C).permute(0, 3, 1, 2)
+
+
+def _has_rows(images: Tensor) -> bool:
+    """Whether the channels of a pixel lie side by side in memory, and nobody is writing down what is computed."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    return images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)
 
 
 class Classifier(nn.Module):

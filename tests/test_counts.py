@@ -25,7 +25,7 @@ WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "a
 FREE = ("detach", "empty", "view", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "slice", "select")
 """What computes nothing."""
 
-OPERATORS = {"baseline": 320, "one": 580, "okddip": 730}
+OPERATORS = {"baseline": 330, "one": 590, "okddip": 740}
 """At most, in a step of ResNet-32, those that compute nothing not counted."""
 
 
@@ -79,7 +79,7 @@ def test_a_training_batch_is_one_gather_of_bytes() -> None:
     counts = counted(lambda: source.batch(order, 0))
     images, _ = source.batch(order, 0)
     assert images.dtype == torch.uint8
-    assert counts["aten::index"] == 2, "one for the pixels, one for the labels"
+    assert (counts["aten::index_select"], counts["aten::index"]) == (1, 1), "one for the pixels, one for the labels"
     done = working(counts)
     assert done <= 25, counts
 

@@ -43,16 +43,20 @@ def padded(images_NHWC: Tensor, pad: int, mirror: bool) -> Tensor:
     return frames
 
 
-def windows(frames: Tensor, pad: int) -> Tensor:
-    """Show every place where a crop can lie: a view [N, 2 pad + 1, 2 pad + 1, H, W * C] of `padded` images.
+def crops(frames: Tensor, pad: int, places_3B: Tensor) -> Tensor:
+    """Cut one window [H, W, C] out of each of B `padded` images: [B, H, W, C], in one gather.
 
-    Indexing it with [image, dy, dx] crops a batch in one gather, whose innermost W * C bytes are adjacent both in
-    what is read and in what is written.
+    `places_3B`: frame, dy and dx of each, int64, on the device of the frames. The gather copies rows: W * C bytes that
+    are adjacent both in what is read and in what is written, so that it is as fast as memory and not as indexing.
     """
-    N, framed_H, framed_W, C = frames.shape
-    row = framed_W * C
-    shape = (N, 2 * pad + 1, 2 * pad + 1, framed_H - 2 * pad, (framed_W - 2 * pad) * C)
-    return frames.as_strided(shape, (framed_H * row, row, C, row, 1))
+    _, framed_H, framed_W, C = frames.shape
+    H, W = framed_H - 2 * pad, framed_W - 2 * pad
+    frame, dy, dx = places_3B
+    starts_B = ((frame * framed_H + dy) * framed_W + dx) * C
+    starts_BH = starts_B[:, None] + torch.arange(H, device=frames.device) * (framed_W * C)
+    # Every place where a row can begin, as a view: row i is the W * C bytes from byte i on.
+    rows = frames.as_strided((max(0, frames.numel() - W * C + 1), W * C), (1, 1))
+    return rows.index_select(0, starts_BH.view(-1)).view(-1, H, W, C)
 
 
 def draw_crops(count: int, pad: int, mirror: bool, draws: torch.Generator) -> Tensor:

@@ -63,13 +63,12 @@ class TrainingImages(TrainingSource):
         self._device = device
         self._labels = split.labels.to(device)
         images_NHWC = split.images[:].to(device).permute(0, 2, 3, 1).contiguous()
-        self._size, self._channels = images_NHWC.shape[2:]
+        self._size = images_NHWC.shape[2]
         self._pad = augmentation.padding(self._size) if augment in ("crop", "crop-flip") else 0
         self._mirror = augment == "crop-flip"
         if self._pad or self._mirror:
             images_NHWC = augmentation.padded(images_NHWC, self._pad, self._mirror)
         self._frames = images_NHWC
-        self._windows = augmentation.windows(images_NHWC, self._pad)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -102,8 +101,7 @@ class TrainingImages(TrainingSource):
             frames = indices + mirrored * len(self)
             # One transfer for all four rows.
             places = torch.stack([indices, frames, dy, dx])[:, part].to(self._device, non_blocking=True)
-            rows = self._windows[places[1], places[2], places[3]]
-            images_NHWC = rows.view(-1, self._size, self._size, self._channels)
+            images_NHWC = augmentation.crops(self._frames, self._pad, places[1:])
         return images_NHWC.permute(0, 3, 1, 2), self._labels[places[0]]
 
 

@@ -82,9 +82,9 @@ class StreamingImages(TrainingSource):
             dy, dx, mirrored = crops_3G[:, positions].to(self._device, non_blocking=True)
             # First mirrored: a box counts from the mirrored image's left.
             images_BHWC = _mirror(images_BHWC, mirrored)
-            windows = augmentation.windows(augmentation.padded(images_BHWC, self._pad, mirror=False), self._pad)
-            rows = windows[torch.arange(len(positions), device=self._device), dy, dx]
-            images_BHWC = rows.view(-1, self._size, self._size, images_BHWC.shape[-1])
+            frames = augmentation.padded(images_BHWC, self._pad, mirror=False)
+            frame = torch.arange(len(positions), device=self._device)
+            images_BHWC = augmentation.crops(frames, self._pad, torch.stack([frame, dy, dx]))
         labels = self._labels[indices[positions]].to(self._device, non_blocking=True)
         return nchw(images_BHWC), labels
 
