@@ -35,6 +35,9 @@ def train(
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="0,1,2", help="Train once for each seed, in sibling runs.")
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="With --seeds: all at once on the device, a process each.")
+    ] = False,
     trust_code: options.TrustCode = False,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
@@ -48,7 +51,7 @@ def train(
 
       distilkit train recipes/one_resnet32.toml --set train.epochs=100
 
-      distilkit train quickstart --seeds 0,1,2
+      distilkit train quickstart --seeds 0,1,2 --together
 
       distilkit train --resume runs/one_resnet32-20260101T120000Z
 
@@ -64,6 +67,8 @@ def train(
         raise UserError(
             "--set changes a RECIPE, which is not named", f"distilkit train RECIPE --resume {resume} --set ..."
         )
+    if together and seeds is None:
+        raise UserError("--together belongs to --seeds", "--seeds 0,1,2 --together")
     if dry_run and seeds is not None:
         raise UserError("--dry-run looks at one training, whatever its seed", "leave --seeds out")
     chosen_seeds = None if seeds is None else _seeds(seeds)
@@ -74,6 +79,7 @@ def train(
     from distilkit.run import find_run
     from distilkit.training.processes import is_main
     from distilkit.workflows import train as workflow
+    from distilkit.workflows.together import train_together
 
     observer = console.TerminalObserver() if is_main() else Observer()
     loaded = None if recipe is None else load(recipe, overrides or [])
@@ -90,9 +96,8 @@ def train(
                 path, device=device, observer=observer, recipe=loaded, accept_changes=accept_changes
             )
         elif loaded is not None and chosen_seeds is not None:
-            document = workflow.train_seeds(
-                loaded, chosen_seeds, runs, device=device, command=command, observer=observer
-            )
+            several = train_together if together else workflow.train_seeds
+            document = several(loaded, chosen_seeds, runs, device=device, command=command, observer=observer)
         else:
             assert loaded is not None
             document = workflow.train(loaded, runs, device=device, command=command, observer=observer)

@@ -47,6 +47,11 @@ def code_trusted(trust: bool = True) -> Iterator[None]:
         _trusted.reset(token)
 
 
+def is_trusted() -> bool:
+    """Whether the caller has said so, and this is inside `code_trusted`."""
+    return _trusted.get()
+
+
 class UntrustedCodeError(UserError):
     """A network would have to be built by code that nobody has allowed to be executed.
 

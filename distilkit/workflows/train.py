@@ -156,10 +156,19 @@ def train_seeds(
     """
     documents = []
     for seed in seeds:
-        settings = recipe.train.model_copy(update={"seed": seed})
-        sibling = recipe.model_copy(update={"name": f"{recipe.name}-seed{seed}", "train": settings})
         observer.note(f"seed {seed}")
-        documents.append(train(sibling, runs, device=device, command=command, observer=observer))
+        documents.append(train(sibling(recipe, seed), runs, device=device, command=command, observer=observer))
+    return summary_of_seeds(seeds, documents, observer)
+
+
+def sibling(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with this seed, under a name that says so."""
+    settings = recipe.train.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"name": f"{recipe.name}-seed{seed}", "train": settings})
+
+
+def summary_of_seeds(seeds: Sequence[int], documents: Sequence[dict[str, Any]], observer: Observer) -> dict[str, Any]:
+    """Mean and deviation of the errors of several trainings; their model cards are told of each other."""
     if is_main():
         # The first ones could not know of those that came after them.
         for document in documents:
@@ -168,7 +177,7 @@ def train_seeds(
     top1 = {name: [document["errors"][name]["top1"] for document in documents] for name in names}
     return {
         "seeds": list(seeds),
-        "runs": documents,
+        "runs": list(documents),
         "errors": {
             name: {
                 "mean_top1": statistics.fmean(values),
