@@ -3,6 +3,7 @@
     python benchmarks/reproduce.py small --data images --minutes 60 --jobs 2
     python benchmarks/reproduce.py small --rows baseline,one --seeds 0
     python benchmarks/reproduce.py small --tables-only
+    python benchmarks/reproduce.py cifar100_vgg16 --plan
 
 A table is a TOML file in benchmarks/tables/: rows (a recipe and what is changed in it), seeds, and what is changed in
 all rows. Every (row, seed) is one training with its own folder below --runs; it is started, or resumed where a former
@@ -39,6 +40,9 @@ INTERRUPTED = (130, 143, -signal.SIGTERM)
 """Exit statuses of a training that was asked to stop; the last, if it had not got as far as to save."""
 
 FORMAT = 2
+RATE = 25_000 * 2.285e8
+"""FLOPs a second that --plan takes for granted: ONE with three branches of ResNet-32 at 25,000 images/s, an estimate
+for a data-centre GPU that has not been measured yet."""
 CODE = "commit.txt"
 """Beside a cell's runs: which code began and continued them, a line for each slice."""
 
@@ -315,6 +319,35 @@ def _commit() -> str:
     return f"{head}{'+' if changed else ''}" if head else "unknown"
 
 
+def plan(todo: list[Cell], rate: float) -> list[str]:
+    """What the trainings cost, one line for each row, then all: nothing is trained, and no images are needed.
+
+    `rate`: FLOPs of forward passes that a device trains in a second, in the papers' convention. Counted are the images
+    of all epochs; evaluation is not.
+    """
+    from distilkit.data import datasets
+    from distilkit.recipe import load
+    from distilkit.workflows.train import dry_run
+
+    lines, minutes_of_all = [], 0.0
+    for row in dict.fromkeys(cell.row for cell in todo):
+        of_row = [cell for cell in todo if cell.row == row]
+        recipe = load(of_row[0].recipe, of_row[0].overrides)
+        data = recipe.data
+        images = datasets.spec(data.dataset, Path(data.root), data.image_size, data.channels).train_images or 0
+        flops = dry_run(recipe)["flops"]["train"]
+        minutes = recipe.train.epochs * images * flops / rate / 60
+        minutes_of_all += len(of_row) * minutes
+        lines.append(
+            f"{row}: {flops:.3e} FLOPs an image, {images:,} images, {recipe.train.epochs} epochs: "
+            f"{minutes:.0f} min a seed"
+        )
+    return [
+        *lines,
+        f"all {len(todo)} trainings: {minutes_of_all:.0f} min at {rate:.2e} FLOPs/s, {minutes_of_all / 60:.1f} h",
+    ]
+
+
 def write(results: dict[str, Any], folder: Path | None = None) -> list[Path]:
     """<table>.json in the results' folder, and all that is made of it."""
     folder = folder or RESULTS
@@ -390,6 +423,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=_names, metavar="SEED,SEED", help="train with these of the seeds only")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes every recipe")
     parser.add_argument("--results", type=Path, help="where results are written (docs/results)")
+    parser.add_argument("--plan", action="store_true", help="train nothing; say what the table costs")
+    parser.add_argument("--rate", type=float, default=RATE, help=f"for --plan: FLOPs a second ({RATE:.2e})")
     parser.add_argument("--tables-only", action="store_true", help="make table and figures again from the JSON")
     options = parser.parse_args(arguments)
     table = read_table(options.table)
@@ -401,6 +436,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not before:
             sys.exit(f"{results / options.table}.json is not there: nothing has been run")
         render(before, results)
+        return 0
+    if options.plan:
+        print("\n".join(plan(_chosen(cells(table, tuple(options.set)), table, options), options.rate)))  # noqa: T201
         return 0
     runs = options.runs or Path("runs") / "reproduce" / options.table
     todo = cells(table, (*([f"data.root={options.data}"] if options.data else []), *options.set))
