@@ -21,7 +21,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    document: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506 - strings only
+    document: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)
     return document
 
 
@@ -78,7 +78,8 @@ def test_hooks_are_the_tools_of_make_lint() -> None:
 
 
 def test_the_fast_files_and_the_named_targets_are_there() -> None:
-    assert FAST <= {file.stem.removeprefix("test_") for file in (ROOT / "tests").glob("test_*.py")}
+    files = {file.stem.removeprefix("test_") for file in (ROOT / "tests").glob("test_*.py")}
+    assert files >= FAST
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^make ([a-z-]+)", contributing, flags=re.MULTILINE)) <= TARGETS
 
