@@ -43,8 +43,8 @@ def train(image_folder: Path, tmp_path: Path, distilkit: Command) -> Callable[..
 def test_networks_of_two_libraries_learn_from_each_other_and_each_is_deployed_as_what_it_is(
     train: Callable[..., Run], tmp_path: Path, distilkit: Command
 ) -> None:
-    run = train("quickstart_dml", 'group.students=["resnet8", "torchvision:resnet18"]')
-    architectures = {"student_0": "resnet8", "student_1": "torchvision:resnet18"}
+    run = train("quickstart_dml", 'group.students=["resnet8", "torchvision:shufflenet_v2_x0_5"]')
+    architectures = {"student_0": "resnet8", "student_1": "torchvision:shufflenet_v2_x0_5"}
     assert run.record["architectures"] == architectures
     assert run.record["parts"]["student_0"]["flops"] != run.record["parts"]["student_1"]["flops"]
     for member, architecture in architectures.items():
