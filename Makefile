@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/quickstart.toml
 
-.PHONY: quickstart test test-long lint reproduce bench fuzz clean
+.PHONY: quickstart test test-long test-fast test-oldest test-newest test-wheel coverage lint reproduce bench fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distilkit needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -38,6 +38,45 @@ test: lint
 test-long: lint
 	$(PYTEST)
 
+# The most telling tests, in under 90 seconds on two cores; which those are stands in tests/conftest.py.
+FAST := -m 'fast and not long'
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) $(FAST)
+
+# What the tests reach, programs that they start included; the lines that nothing reaches are in htmlcov/.
+coverage: $(VENV)/.installed-dev
+	rm -f .coverage .coverage.*
+	$(PYTEST) -m 'not long' --cov --cov-report=
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
+
+# The oldest versions that pyproject.toml allows, in an environment of their own; PYTHON should be the oldest one, too.
+test-oldest:
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(PYTHON) tools/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv-oldest/constraints.txt --editable '.[dev,timm]'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses auto $(FAST)
+
+# The newest that there are, likewise.
+test-newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--upgrade --upgrade-strategy eager --editable '.[dev,timm]'
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --numprocesses auto $(FAST)
+
+# Wheel and sdist in dist/; then the quickstart, shortened, from the wheel alone: an empty environment, no source tree.
+test-wheel: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build
+	set -e; empty=$$(mktemp -d); trap 'rm -rf "$$empty"' EXIT; wheel=$$(ls "$$PWD"/dist/*.whl); \
+	$(PYTHON) -m venv "$$empty/venv"; \
+	"$$empty/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$$wheel"; \
+	cd "$$empty"; \
+	for words in "train quickstart_baseline --set train.epochs=2" "train quickstart --set train.epochs=2" compare \
+		prune-branches "export --mode single --format onnx"; \
+	do venv/bin/distilkit $$words; done
+
 # A table of trainings in slices, see benchmarks/reproduce.py: make reproduce TABLE=small DATA=images MINUTES=60 JOBS=2
 TABLE ?= small
 MINUTES ?= 60
@@ -55,4 +94,4 @@ fuzz: $(VENV)/.installed-dev
 	$(PYTEST) -m long tests/test_hostile_options.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache

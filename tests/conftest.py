@@ -17,6 +17,21 @@ from distilkit.workflows.train import train
 
 pytest_plugins = ("browser",)
 
+# `make test-fast`: files that tell most for their CPU seconds. Losses and gradients, cuts, recipes and their messages,
+# the data's arithmetic, imports; of trainings only very small ones.
+FAST = {
+    *("augment", "contributing", "counts", "datasets", "group", "habits", "imports", "metrics", "models", "recipe"),
+    *("methods_cl_ilr", "methods_dml", "methods_okddip", "methods_one", "methods_teacher"),
+    *("recipe_reference", "run_format", "schedule", "split", "statistics"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in FAST:
+            item.add_marker(pytest.mark.fast)
+
+
 TINY = """
 name = "tiny"
 [data]

@@ -501,7 +501,8 @@ def test_larger_images_are_reduced_with_antialiasing_to_their_central_square(tmp
     assert decoded.shape == (16, 16, 3)
     assert abs(decoded[:, 1:-1].astype(int) - 127).max() <= 3  # sampling single pixels would give 0 and 255
     tall = decode(write(tmp_path / "tall.png", wide.transpose(1, 0, 2)), Framing(16, 16, 3))
-    assert np.array_equal(tall, decoded.transpose(1, 0, 2))
+    # To one level: Pillow reduces the width first, and 11.0 rounds between the two.
+    assert np.abs(tall.astype(int) - decoded.transpose(1, 0, 2)).max() <= 1
     small = decode(write(tmp_path / "small.png", np.full((5, 9, 3), 77, dtype=np.uint8)), Framing(16, 16, 3))
     assert (small == 77).all()
 

@@ -286,8 +286,18 @@ def test_students_of_different_architectures_train_in_two_processes_as_in_one(ha
 # Going on with another number of processes
 
 
-@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (2, 3)])
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    ("first", "second", "signum"),
+    [
+        (1, 2, signal.SIGKILL),
+        (2, 1, signal.SIGTERM),
+        (2, 3, signal.SIGKILL),
+        *(
+            pytest.param(*words, marks=pytest.mark.long)
+            for words in ((1, 2, signal.SIGTERM), (2, 1, signal.SIGKILL), (2, 3, signal.SIGTERM))
+        ),
+    ],
+)
 def test_a_run_goes_on_with_another_number_of_processes(
     first: int, second: int, signum: signal.Signals, harness: Harness, one_process: Path, tmp_path: Path
 ) -> None:
@@ -319,8 +329,14 @@ def test_a_number_of_processes_that_changes_the_batches_is_refused(harness: Harn
 # Signals and deaths
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("rank", "signum"),
+    [
+        (0, signal.SIGTERM),
+        (1, signal.SIGINT),
+        *(pytest.param(*words, marks=pytest.mark.long) for words in ((0, signal.SIGINT), (1, signal.SIGTERM))),
+    ],
+)
 def test_a_signal_to_one_process_is_answered_by_all(
     rank: int, signum: signal.Signals, harness: Harness, one_process: Path, tmp_path: Path
 ) -> None:

@@ -39,6 +39,15 @@ METHODS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "okddip-entropy": (("method.name=okddip", "method.peer_targets=entropy"), "leader", "mean_of_peers"),
 }
 
+# Whose files are written at every run of the tests: one of each way to form an ensemble and to choose the leader, and
+# what no pair of test_export_matrix.py writes; the others are long.
+EXPORTED = ("baseline", "one", "one-no-sharing", "one-no-gate", "okddip-peers")
+exported_cases = pytest.mark.parametrize(
+    "trained",
+    [pytest.param(case, marks=() if case in EXPORTED else pytest.mark.long) for case in METHODS],
+    indirect=True,
+)
+
 
 class _StopAt(Observer):
     def __init__(self, epoch: int, step: int) -> None:
@@ -113,6 +122,7 @@ def test_prune_leaves_the_leader_bit_for_bit(
     assert all(torch.equal(value, leader[key]) for key, value in stock.state_dict().items())
 
 
+@exported_cases
 def test_single_export_and_robustness_take_the_leader(
     trained: tuple[str, Path], distilkit: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -124,6 +134,7 @@ def test_single_export_and_robustness_take_the_leader(
     assert distilkit("robustness", path, *settings, "--json").json["runs"][0]["member"] == METHODS[case][1]
 
 
+@exported_cases
 def test_ensemble_export_equals_the_method_s_own_ensemble(
     trained: tuple[str, Path], distilkit: Callable[..., Result], tmp_path: Path
 ) -> None:

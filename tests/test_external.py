@@ -38,9 +38,7 @@ SMALL = {
     "resnext50_32x4d": 1,
     "shufflenet_v2_x0_5": 1,
     "swin_t": 4,
-    "vgg11": 32,
     "vit_b_32": 224,
-    "wide_resnet50_2": 1,
 }
 LONG = {
     "alexnet": 63,
@@ -75,7 +73,9 @@ LONG = {
     "shufflenet_v2_x1_5": 1,
     "shufflenet_v2_x2_0": 1,
     "swin_v2_t": 4,
+    "vgg11": 32,
     "vgg11_bn": 32,
+    "wide_resnet50_2": 1,
 }
 # One way of building, tracing and cutting with those above, and too large to be trained in a test.
 LARGER = {

@@ -18,7 +18,10 @@ from distilkit.randomness import seeded
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 # The other families, which want larger images, are in test_families.py.
 CIFAR_RESNETS = [
-    name for name in registry.names() if registry._architectures[name].build.__module__ == resnet_cifar.__name__
+    # Its blocks are those of resnet110_bottleneck12, at several times the cost.
+    pytest.param(name, marks=pytest.mark.long if name == "resnet164_bottleneck" else ())
+    for name in registry.names()
+    if registry._architectures[name].build.__module__ == resnet_cifar.__name__
 ]
 
 

@@ -11,7 +11,10 @@ from distilkit.models import registry, resnet_cifar
 
 # The other families, which want larger images, are in test_families.py.
 CIFAR_RESNETS = [
-    name for name in registry.names() if registry._architectures[name].build.__module__ == resnet_cifar.__name__
+    # Its blocks are those of resnet110_bottleneck12, at several times the cost.
+    pytest.param(name, marks=pytest.mark.long if name == "resnet164_bottleneck" else ())
+    for name in registry.names()
+    if registry._architectures[name].build.__module__ == resnet_cifar.__name__
 ]
 
 

@@ -163,7 +163,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilkit: Command
 ) -> None:
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", [LoggerType.TENSORBOARD])
-    for name, install in (("wandb", 'pip install "distilkit[trackers]"'), ("comet_ml", "pip install comet-ml")):
+    for name, install in (("wandb", 'pip install "distilkit[tracking]"'), ("comet_ml", "pip install comet-ml")):
         options = ("--set", f"tracking.name={name}", "--runs", tmp_path / "runs", "--device", "cpu")
         refused = distilkit("train", "quickstart", *options)
         assert refused.status == 2
@@ -450,7 +450,7 @@ def trained_in_two_parts(folder: Path, *overrides: str) -> Path:
 
 @pytest.mark.skipif(
     not (find_spec("mlflow") and find_spec("alembic") and find_spec("sqlalchemy")),
-    reason='MLflow with its SQLite store is not installed: pip install "distilkit[trackers]"',
+    reason='MLflow with its SQLite store is not installed: pip install "distilkit[tracking]"',
 )
 def test_mlflow_is_written_to_a_local_store_and_gone_on_with(tmp_path: Path) -> None:
     uri = f"tracking.options.mlflow.tracking_uri=sqlite:///{tmp_path / 'store.db'}"
@@ -467,7 +467,7 @@ def test_mlflow_is_written_to_a_local_store_and_gone_on_with(tmp_path: Path) -> 
     assert json.loads((run / tracking.IDENTITIES).read_text()) == {"mlflow": identity}
 
 
-@pytest.mark.skipif(not find_spec("wandb"), reason='wandb is not installed: pip install "distilkit[trackers]"')
+@pytest.mark.skipif(not find_spec("wandb"), reason='wandb is not installed: pip install "distilkit[tracking]"')
 def test_wandb_is_written_offline_and_gone_on_with(tmp_path: Path) -> None:
     run = trained_in_two_parts(tmp_path, "tracking.name=wandb", "tracking.options.wandb.mode=offline")
     identity = json.loads((run / tracking.IDENTITIES).read_text())["wandb"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from distilkit.data.base import DataSpec, Pixels, Plain, Traits, require_size
+from distilkit.data.registry import register
 from distilkit.errors import UserError
 
 
@@ -144,3 +145,6 @@ CIFAR100 = Cifar(
     mean=(0.507075, 0.486549, 0.440918),
     std=(0.267334, 0.256438, 0.27615),
 )
+
+register("cifar10", CIFAR10)
+register("cifar100", CIFAR100)

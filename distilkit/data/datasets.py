@@ -16,28 +16,16 @@ import torch
 from torch import Tensor
 
 from distilkit.data.base import DataSpec, ImageData, Images, Pictures, Pixels, Source, Split, Traits
-from distilkit.data.cifar import CIFAR10, CIFAR100
-from distilkit.data.digits import Digits
 from distilkit.data.image_folder import ImageFolder
 from distilkit.data.imagenet import ImageNet
-from distilkit.data.npz import Npz
 from distilkit.data.pictures import StreamedImages, evenly
+from distilkit.data.registry import sources
 from distilkit.data.storage import free_memory
-from distilkit.data.svhn import Svhn
 from distilkit.errors import SettingError, did_you_mean
 from distilkit.randomness import generator
 
 __all__ = ["DataSpec", "ImageData", "Split", "fingerprint", "load", "names", "presence", "spec", "traits"]
 
-SOURCES: dict[str, Source] = {
-    "cifar10": CIFAR10,
-    "cifar100": CIFAR100,
-    "digits": Digits(),
-    "image-folder": ImageFolder(),
-    "imagenet": ImageNet(),
-    "npz": Npz(),
-    "svhn": Svhn(),
-}
 SPLITS = ("train", "validation", "test")
 MEASURED = 10_000
 """Mean and deviation of streamed images are computed from up to so many of them, evenly spread over the files."""
@@ -50,7 +38,7 @@ Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
 def names() -> tuple[str, ...]:
     """List the data sets, as a recipe spells them."""
-    return tuple(SOURCES)
+    return tuple(sources())
 
 
 def traits(name: str) -> Traits:
@@ -271,13 +259,14 @@ def fingerprint(split: Split, classes: Collection[str]) -> str:
 
 
 def _source(name: str) -> Source:
-    if name not in SOURCES:
+    known = sources()
+    if name not in known:
         raise SettingError(
             "data.dataset",
-            f"there is no data set {name!r}; there are {', '.join(names())}",
-            did_you_mean(name, names()),
+            f"there is no data set {name!r}; there are {', '.join(known)}",
+            did_you_mean(name, known),
         )
-    return SOURCES[name]
+    return known[name]
 
 
 def _validation_error(problem: str, count: int) -> SettingError:

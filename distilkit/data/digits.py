@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from distilkit.data.base import DataSpec, Pixels, Plain, Traits, require_size
+from distilkit.data.registry import register
 
 TRAIN_IMAGES = 1297
 TEST_IMAGES = 500
@@ -46,3 +47,6 @@ class Digits(Plain):
         labels_N = digits.target.astype(np.int64)
         ranges = {"train": slice(0, TRAIN_IMAGES), "test": slice(TRAIN_IMAGES, TRAIN_IMAGES + TEST_IMAGES)}
         return {part: Pixels(images_NHWC[ranges[part]], labels_N[ranges[part]]) for part in parts}
+
+
+register("digits", Digits())

@@ -11,6 +11,7 @@ import numpy as np
 from distilkit.data.base import DataSpec, Pictures, Pixels, Plain, Traits
 from distilkit.data.decoding import RUN, unreadable
 from distilkit.data.pixels import UNREADABLE, Framing, decode, reason
+from distilkit.data.registry import register
 from distilkit.errors import SettingError, UserError
 
 DEFAULT_SIZE = 32
@@ -201,3 +202,6 @@ def _endings() -> str:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     return " ".join(IMG_EXTENSIONS)
+
+
+register("image-folder", ImageFolder())

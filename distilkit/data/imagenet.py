@@ -11,6 +11,7 @@ import numpy as np
 
 from distilkit.data.base import DataSpec, Pictures, Pixels, Plain, Traits
 from distilkit.data.image_folder import Layout, checked_size, decode_all, described, find_images, listed
+from distilkit.data.registry import register
 from distilkit.errors import UserError
 
 DEFAULT_SIZE = 224
@@ -150,3 +151,6 @@ def _hint(root: Path) -> str:
         f"ImageNet cannot be downloaded without an account at image-net.org: put the folders train/<wnid>/ and "
         f"val/<wnid>/, or the archives {archives}, into {root}"
     )
+
+
+register("imagenet", ImageNet())

@@ -12,6 +12,7 @@ from PIL import Image
 from distilkit.data.base import DataSpec, Pixels, Plain, Traits
 from distilkit.data.image_folder import checked_size
 from distilkit.data.pixels import Framing, framed
+from distilkit.data.registry import register
 from distilkit.data.storage import free_memory
 from distilkit.errors import SettingError, UserError
 
@@ -243,3 +244,6 @@ def _shown(header: _Header) -> str:
 
 def _fault(path: Path, problem: str) -> UserError:
     return UserError(f"{path}: {problem}", LAYOUT)
+
+
+register("npz", Npz())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from distilkit.data.base import DataSpec, Pixels, Plain, Traits, require_size
+from distilkit.data.registry import register
 from distilkit.errors import UserError
 
 FILES = {"train": ("train", "extra"), "test": ("test",)}
@@ -84,3 +85,6 @@ class Svhn(Plain):
             f"put {files} from {self._file('train')[0].rpartition('/')[0]} into {root}; download = true under [data] "
             "fetches what is missing where there is a connection"
         )
+
+
+register("svhn", Svhn())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
 from distilkit.methods.losses import cross_entropy
+from distilkit.methods.registry import register
 
 
 class BaselineOptions(MethodOptions):
@@ -30,6 +31,9 @@ class KdOptions(BaselineOptions):
     needs_teacher: ClassVar[bool] = True
 
 
+@register("baseline", BaselineOptions)
+@register("independent", IndependentOptions)
+@register("kd", KdOptions)
 class Independent(Method):
     """Sum over students of the cross-entropy with the labels; the ensemble is the mean of their logits."""
 

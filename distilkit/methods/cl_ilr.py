@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
 from distilkit.methods.losses import cross_entropy, distillation, leave_one_out_mean
+from distilkit.methods.registry import register
 
 
 class ClIlrOptions(MethodOptions):
@@ -45,6 +46,7 @@ class ClIlrOptions(MethodOptions):
             )
 
 
+@register("cl-ilr", ClIlrOptions)
 class ClIlr(Method):
     """Collaborative learning of branches; the ensemble is the mean of their logits."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
 from distilkit.methods.losses import cross_entropy, distillation, leave_one_out_mean
+from distilkit.methods.registry import register
 
 
 class DmlOptions(MethodOptions):
@@ -38,6 +39,7 @@ class DmlOptions(MethodOptions):
     min_students: ClassVar[int] = 2
 
 
+@register("dml", DmlOptions)
 class Dml(Method):
     """Mutual learning among all students; their ensemble is the mean of their logits."""
 

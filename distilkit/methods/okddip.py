@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from distilkit.errors import SettingError
 from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
 from distilkit.methods.losses import cross_entropy, distillation, wide
+from distilkit.methods.registry import register
 
 LEADER = "leader"
 REDUCTION = 8
@@ -84,6 +85,7 @@ class OkddipOptions(MethodOptions):
             yield ("method.mix", "peer_targets = 'entropy' without a leader mixes nothing", "leave mix out")
 
 
+@register("okddip", OkddipOptions)
 class Okddip(Method):
     """Two-level distillation over peers and, last, a leader; without one (`leader = false`) over peers alone.
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
 from distilkit.methods.losses import cross_entropy, distillation, wide
+from distilkit.methods.registry import register
 
 
 class OneOptions(MethodOptions):
@@ -80,6 +81,7 @@ class Gate(nn.Module):
         return F.softmax(F.relu(self.bn(self.fc(pooled_BD))), dim=-1)
 
 
+@register("one", OneOptions)
 class One(Method):
     """ONE over a group of branches, or of whole networks (the paper's ablation without sharing).
 

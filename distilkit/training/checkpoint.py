@@ -219,7 +219,9 @@ def _other(path: Path) -> str | None:
 
 def _flush(path: Path) -> None:
     """Have the operating system write a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder, and keeps its entries by itself
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # and flushes only what may be written
     try:
         os.fsync(descriptor)
     finally:

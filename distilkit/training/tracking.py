@@ -28,8 +28,8 @@ IDENTITIES = "trackers.json"
 # What to install where it is not called as the tracker is, or where that is not enough.
 _PACKAGES = {
     "comet_ml": "pip install comet-ml",
-    "mlflow": 'pip install "distilkit[trackers]"',
-    "wandb": 'pip install "distilkit[trackers]"',
+    "mlflow": 'pip install "distilkit[tracking]"',
+    "wandb": 'pip install "distilkit[tracking]"',
 }
 
 # Trackers send figures where the recipe tells them to. What they would tell their makers besides is for users to allow.
