@@ -7,12 +7,14 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
 import numpy as np
+import published
 import pytest
 import reproduce
 import reproduce_figures
@@ -405,3 +407,30 @@ def test_the_small_protocols_images_depend_on_pixels_alone(tmp_path: Path, monke
     assert digests[0] == digests[1]
     assert len(digests[0]) == 2 * 3 + 2 * 6
     assert small_data.main([str(tmp_path / "none"), "--from-folder", str(tmp_path)]) == 1
+
+
+def test_every_published_cell_and_every_recipe_of_the_papers_is_in_a_table() -> None:
+    said: dict[str, str] = {}
+    for file in (ROOT / "benchmarks" / "tables").glob("*.toml"):
+        for row in tomllib.loads(file.read_text(encoding="utf-8"))["rows"]:
+            if "overrides" not in row:
+                said[row["recipe"]] = said.get(row["recipe"], "") + row.get("published", "")
+    for cell in published.cells():
+        assert cell.figure in said[cell.recipe], f"{cell.recipe}: {cell.figure} of {cell.paper}, Table {cell.table}"
+    ours = ("quickstart", "modern")
+    recipes = {file.stem for file in (ROOT / "recipes").rglob("*.toml") if not file.stem.startswith(ours)}
+    assert recipes <= said.keys()
+
+
+def test_a_plan_says_what_a_table_costs_and_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "TABLES", ROOT / "benchmarks" / "tables")
+    assert reproduce.main(["cifar100_resnet32", "--plan", "--rows", "baseline,one", "--rate", "1e12"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # 300 epochs of 50,000 images of 1.383e8 FLOPs each, three seeds of each row.
+    assert lines[0] == "baseline: 1.383e+08 FLOPs an image, 50,000 images, 300 epochs: 35 min a seed"
+    assert lines[1].startswith("one: 2.285e+08 FLOPs an image")
+    assert lines[2].startswith("all 6 trainings: 275 min at 1.00e+12")
+    assert [path.name for path in tmp_path.iterdir()] == ["tables"], "the fixture's own"
