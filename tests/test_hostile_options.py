@@ -46,6 +46,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "pull": ("{published}",),
     "report": ("{run}", "--no-figures", "--no-evaluate", "--output", "report.html"),
     "runs": ("--limit", "1"),
+    "recipes": (),
 }
 
 

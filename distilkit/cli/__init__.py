@@ -14,6 +14,7 @@ from distilkit import __version__
 from distilkit.cli import (
     benchmark,
     compare,
+    completion,
     ensemble_eval,
     evaluate,
     export,
@@ -22,6 +23,7 @@ from distilkit.cli import (
     prune_branches,
     pull,
     push,
+    recipes,
     report,
     robustness,
     runs,
@@ -51,6 +53,7 @@ app.command("pull")(pull.pull)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.add_typer(runs.app, name="runs")
+app.add_typer(recipes.app, name="recipes")
 app.command("benchmark")(benchmark.benchmark)
 app.command("models")(models.models)
 
@@ -81,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # What the terminal's encoding has no letter for is spelled out: a name in Greek is no failure.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if completion.completing(os.environ):
+        sys.exit(completion.answer(lambda: app(args=[], prog_name="distilkit")))
     try:
         status = _status(arguments)
     except BrokenPipeError:

@@ -37,6 +37,7 @@ from distilkit.recipe.sections import (
 )
 from distilkit.recipe.toml_lines import Key, key_lines
 from distilkit.recipe.wording import describe
+from distilkit.shipped import builtin, named_in
 
 __all__ = [
     "AdamWSection",
@@ -66,29 +67,6 @@ __all__ = [
     "place",
     "resolve_epochs",
 ]
-
-
-def builtin() -> dict[str, Path]:
-    """Find the recipes that come with distilkit, in their folder and all folders in it: name -> file.
-
-    Those of the folder itself come first, then folder by folder, each in the order of the names.
-    """
-    # In the wheel they lie inside distilkit, in a checkout beside it.
-    package = Path(__file__).parents[1]
-    inside = package / "recipes"
-    return named_in(inside if inside.is_dir() else package.parent / "recipes")
-
-
-def named_in(folder: Path) -> dict[str, Path]:
-    """Find the recipes in a folder and below it: name -> file.
-
-    Ours have names of their own, whatever their folder. A copy that someone keeps in a folder below hides none of them:
-    of two with one name the outer one counts.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.toml"), key=lambda path: (len(path.parts), path.parent, path.stem)):
-        found.setdefault(path.stem, path)
-    return found
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
