@@ -18,6 +18,7 @@ from distilkit.cli import (
     ensemble_eval,
     evaluate,
     export,
+    init,
     models,
     predict,
     prune_branches,
@@ -41,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: distilkit train quickstart",
 )
+app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("ensemble-eval")(ensemble_eval.ensemble_eval)
