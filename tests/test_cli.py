@@ -24,6 +24,7 @@ from distilkit.workflows import train as train_workflow
 Command = Callable[..., Result]
 COMMANDS = (
     "init",
+    "doctor",
     *("train", "evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare", "report"),
     *("benchmark", "push", "pull", "runs", "recipes"),
 )

@@ -48,6 +48,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "report": ("{run}", "--no-figures", "--no-evaluate", "--output", "report.html"),
     "runs": ("--limit", "1"),
     "recipes": (),
+    "doctor": ("--quick",),
     "init": ("{images}", "--architecture", "resnet8", "--output", "init.toml", "--force"),
 }
 

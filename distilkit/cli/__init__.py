@@ -15,6 +15,7 @@ from distilkit.cli import (
     benchmark,
     compare,
     completion,
+    doctor,
     ensemble_eval,
     evaluate,
     export,
@@ -58,6 +59,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(recipes.app, name="recipes")
 app.command("benchmark")(benchmark.benchmark)
 app.command("models")(models.models)
+app.command("doctor")(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:
