@@ -1,16 +1,86 @@
-"""Online knowledge distillation of image classifiers, from a recipe to a checked ONNX file."""
+"""Online knowledge distillation of image classifiers, from a recipe to a checked ONNX file.
+
+What the library offers is what `__all__` names; docs/library.md shows it at work. Each part is imported when it is
+first used: `import distilkit` imports no torch.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from distilkit.workflows.load import LoadedClassifier
+    from distilkit.errors import UserError as UserError
+    from distilkit.group import BranchGroup as BranchGroup
+    from distilkit.group import NetworkGroup as NetworkGroup
+    from distilkit.group import branch_group as branch_group
+    from distilkit.group import network_group as network_group
+    from distilkit.learner import Learner as Learner
+    from distilkit.learner import LearnerOutput as LearnerOutput
+    from distilkit.methods import losses as losses
+    from distilkit.methods.base import Method as Method
+    from distilkit.methods.base import MethodLosses as MethodLosses
+    from distilkit.observer import Observer as Observer
+    from distilkit.outputs import GroupOutput as GroupOutput
+    from distilkit.recipe import Recipe as Recipe
+    from distilkit.split import cut_points as cut_points
+    from distilkit.training.schedule import ramp as ramp
+    from distilkit.workflows.library import Trained as Trained
+    from distilkit.workflows.library import create_method as create_method
+    from distilkit.workflows.library import load_recipe as load_recipe
+    from distilkit.workflows.library import make_learner as make_learner
+    from distilkit.workflows.library import train as train
+    from distilkit.workflows.load import LoadedClassifier as LoadedClassifier
 
-__all__ = ["load"]
+__all__ = [
+    "BranchGroup",
+    "GroupOutput",
+    "Learner",
+    "LearnerOutput",
+    "LoadedClassifier",
+    "Method",
+    "MethodLosses",
+    "NetworkGroup",
+    "Observer",
+    "Recipe",
+    "Trained",
+    "UserError",
+    "branch_group",
+    "create_method",
+    "cut_points",
+    "load",
+    "load_recipe",
+    "losses",
+    "make_learner",
+    "network_group",
+    "ramp",
+    "train",
+]
 __version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "BranchGroup": "group",
+    "GroupOutput": "outputs",
+    "Learner": "learner",
+    "LearnerOutput": "learner",
+    "LoadedClassifier": "workflows.load",
+    "Method": "methods.base",
+    "MethodLosses": "methods.base",
+    "NetworkGroup": "group",
+    "Observer": "observer",
+    "Recipe": "recipe",
+    "Trained": "workflows.library",
+    "UserError": "errors",
+    "branch_group": "group",
+    "create_method": "workflows.library",
+    "cut_points": "split",
+    "load_recipe": "workflows.library",
+    "make_learner": "workflows.library",
+    "network_group": "group",
+    "ramp": "training.schedule",
+    "train": "workflows.library",
+}
 
 
 def load(
@@ -24,9 +94,26 @@ def load(
 
     The module takes images [N, C, H, W], uint8 or floating point in [0, 1], and has `classes`, `channels`, `size`,
     `architecture`, `member`, `read` (image files to such images) and more: see `LoadedClassifier`. Raises
-    `distilkit.errors.UserError` for what is not there, is damaged, or does not fit.
+    `distilkit.UserError` for what is not there, is damaged, or does not fit.
     """
     # Not before it is needed: `import distilkit` and the command line's help import no torch.
     from distilkit.workflows.load import load as loaded
 
     return loaded(path, member=member, checkpoint=checkpoint, trust_code=trust_code)
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "losses":
+        value: Any = import_module("distilkit.methods.losses")
+    elif name in _HOMES:
+        value = getattr(import_module(f"distilkit.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'distilkit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -125,6 +125,17 @@ def print_line(text: str, *, to: Console | None = None) -> None:
     (to or stdout).print(_text(text), soft_wrap=True)
 
 
+def print_code(text: str, language: str) -> None:
+    """Source text on stdout: in the language's colours in a terminal, elsewhere as it is."""
+    if not stdout.is_terminal:
+        print_text(text)
+        return
+    from rich.syntax import Syntax
+
+    shown = _text(text.rstrip("\n")).plain
+    stdout.print(Syntax(shown, language, theme="ansi_dark", background_color="default", word_wrap=True))
+
+
 def of_file(file: TextIO) -> Console:
     """What `print_table` and `print_line` can write to instead of stdout: plain text, in which nothing is folded."""
     return Console(file=file, highlight=False, width=_WIDTH_OF_FILES, color_system=None, force_terminal=False)

@@ -6,8 +6,9 @@ names: taking one member out of the group loses nothing and changes nothing.
 Shape suffixes: S students, B images, C classes, D features before the classifier.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -312,6 +313,174 @@ def build_group(
         _check_fresh([*zip(architectures, backbones, strict=True), *stocks.items()])
     normalize = Normalize(mean, std)
     probe = torch.rand(_PROBE_IMAGES, channels, size, size, generator=generator(seed, "probe"))
+    default = registry.default_split(architectures[0]) if kind == "branches" else None
+    return _assembled(
+        kind, members, architectures, backbones, stocks, split_at, default, normalize, probe, num_classes, named
+    )
+
+
+def branch_group(
+    network: nn.Module | Callable[[], nn.Module],
+    images: Tensor,
+    *,
+    students: int | Sequence[str] = 3,
+    split_at: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+) -> BranchGroup:
+    """Make students of any classifier: branches on the trunk that the network has before `split_at`.
+
+    `network`: a module, which is copied: trunk and first student keep its weights, the other students' branches are
+    drawn anew by their modules' `reset_parameters`. Or a function that builds one, which is called for every student.
+    `images`: an example of what it takes, [B >= 2, channels, H, W]; nothing is learned from it. `students`: how many,
+    or their names. `split_at`: the first module that is each student's own, one of `cut_points`; None looks for one.
+    `mean`, `std`: per channel; then the group normalises images in [0, 1], or uint8, itself. Without them it takes what
+    the network takes, and divides uint8 by 255.
+
+    The group is in training mode on the CPU; move it as any module. Every member has been compared with the network as
+    in `build_group`. Raises `UserError` where the network cannot be cut there, or gives no logits [B, C].
+    """
+    names = _names(students)
+    probe, what = _probe(images), type(network).__name__ if isinstance(network, nn.Module) else network.__name__
+    backbones = [_student(network, what, seed, index) for index in range(len(names))]
+    stock = copy.deepcopy(backbones[0])
+    if not isinstance(network, nn.Module):
+        _check_fresh([(what, backbone) for backbone in backbones])
+    normalize = _normalize(mean, std, probe)
+    classes = _classes(stock, what, normalize(probe))
+    group = _assembled(
+        "branches",
+        names,
+        [what] * len(names),
+        backbones,
+        {what: stock},
+        split_at,
+        None,
+        normalize,
+        probe,
+        classes,
+        "network",
+    )
+    assert isinstance(group, BranchGroup)
+    return group
+
+
+def network_group(
+    networks: Sequence[nn.Module],
+    images: Tensor,
+    *,
+    members: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> NetworkGroup:
+    """Make students of whole networks, which may differ and share nothing: each is copied with its weights.
+
+    `images`, `mean`, `std`: see `branch_group`. `members`: their names, `student_0` and so on without it. Raises
+    `UserError` where the networks do not give logits of the same classes.
+    """
+    names = _names(len(networks) if members is None else members)
+    if len(names) != len(networks):
+        raise UserError(f"{len(names)} names for {len(networks)} networks", "give every network a name")
+    probe, normalize = _probe(images), _normalize(mean, std, images)
+    whats = [f"{type(network).__name__}_{index}" for index, network in enumerate(networks)]
+    backbones = [copy.deepcopy(network).cpu() for network in networks]
+    stocks = {what: copy.deepcopy(backbone) for what, backbone in zip(whats, backbones, strict=True)}
+    classes = {what: _classes(stock, what, normalize(probe)) for what, stock in stocks.items()}
+    if len(set(classes.values())) > 1:
+        told = ", ".join(f"{what} {count}" for what, count in classes.items())
+        raise UserError(f"the networks tell apart different numbers of classes: {told}", "they must have one in common")
+    group = _assembled(
+        "networks", names, whats, backbones, stocks, None, None, normalize, probe, classes[whats[0]], "networks"
+    )
+    assert isinstance(group, NetworkGroup)
+    return group
+
+
+def _names(students: int | Sequence[str]) -> tuple[str, ...]:
+    names = tuple(f"student_{i}" for i in range(students)) if isinstance(students, int) else tuple(students)
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"students need names of their own, and there must be one at least, not {list(names)}")
+    return names
+
+
+def _probe(images: Tensor) -> Tensor:
+    if images.dim() != 4 or len(images) < _PROBE_IMAGES:
+        raise UserError(
+            f"images must be [B, channels, H, W] with B of {_PROBE_IMAGES} or more, not {list(images.shape)}",
+            "a batch of your loader will do",
+        )
+    return images[:_PROBE_IMAGES].detach().cpu()
+
+
+def _normalize(mean: Sequence[float] | None, std: Sequence[float] | None, images: Tensor) -> Normalize:
+    channels = images.shape[1]
+    mean, std = (0.0,) * channels if mean is None else mean, (1.0,) * channels if std is None else std
+    if not len(mean) == len(std) == channels:
+        raise UserError(
+            f"{len(mean)} means and {len(std)} deviations for {channels} channels", "give one of each per channel"
+        )
+    return Normalize(mean, std)
+
+
+def _student(network: nn.Module | Callable[[], nn.Module], what: str, seed: int, index: int) -> nn.Module:
+    """The network of one student: built, or copied and, but for the first, drawn anew."""
+    if not isinstance(network, nn.Module):
+        with seeded(seed, "init", index):
+            return network().cpu()
+    twin = copy.deepcopy(network).cpu()
+    if index:
+        drawn: set[int] = set()
+        with seeded(seed, "init", index):
+            for module in twin.modules():
+                reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+                if callable(reset):
+                    reset()
+                    drawn |= {id(parameter) for parameter in module.parameters()}
+        left = [name for name, parameter in twin.named_parameters() if id(parameter) not in drawn]
+        if left:
+            raise UserError(
+                f"{what} cannot be drawn anew for another student: no module resets {', '.join(left[:3])}",
+                "give a function that builds the network instead of the network",
+            )
+    return twin
+
+
+def _classes(network: nn.Module, what: str, normalized: Tensor) -> int:
+    """How many classes a network tells apart."""
+    with _left_as_it_was(network):
+        try:
+            logits = network.eval()(normalized)
+        except Exception as error:
+            # Any kind of exception: each network has its own way to say that images do not suit it.
+            raise UserError(
+                f"{what} does not take images {list(normalized.shape)}: {error}", "other images?"
+            ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(normalized):
+        got = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"{what} gives {got} for {len(normalized)} images, not logits [B, C]", "choose a classifier")
+    return int(logits.shape[1])
+
+
+def _assembled(
+    kind: GroupKind,
+    members: Sequence[str],
+    architectures: Sequence[str],
+    backbones: Sequence[nn.Module],
+    stocks: Mapping[str, nn.Module],
+    split_at: str | None,
+    default: str | None,
+    normalize: Normalize,
+    probe: Tensor,
+    num_classes: int,
+    named: str,
+) -> Group:
+    """Take backbones apart and join them to a group that has been compared with stock networks.
+
+    `architectures`: of every member; `stocks`: a network of each. `default`: where the architecture is cut if
+    `split_at` does not say; None looks for a place. `probe`: images to compare on. `named`: the setting at fault where
+    an architecture is.
+    """
     normalized = normalize(probe)
     with _named(named):
         for each, stock in stocks.items():
@@ -327,7 +496,6 @@ def build_group(
         group: Group = NetworkGroup(networks, normalize, shape, architectures=architectures)
     else:
         architecture = architectures[0]
-        default = registry.default_split(architecture)
         if split_at is None:
             images = normalized[:1]
             split_at = default or split.default_point(split.measured_points(stocks[architecture], images), images)

@@ -23,8 +23,10 @@ from distilkit.workflows import train as train_workflow
 
 Command = Callable[..., Result]
 COMMANDS = (
+    "init",
+    "doctor",
     *("train", "evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare", "report"),
-    *("benchmark", "push", "pull", "runs"),
+    *("benchmark", "push", "pull", "runs", "recipes"),
 )
 TAKE_A_RUN = ("evaluate", "ensemble-eval", "prune-branches", "robustness", "export", "compare", "report")
 GONE = object()

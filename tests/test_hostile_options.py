@@ -5,6 +5,7 @@ The options are taken from the Typer application, so that a new one is tried as 
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ BASE: dict[str, tuple[str, ...]] = {
     "pull": ("{published}",),
     "report": ("{run}", "--no-figures", "--no-evaluate", "--output", "report.html"),
     "runs": ("--limit", "1"),
+    "recipes": (),
+    "doctor": ("--quick",),
+    "init": ("{images}", "--architecture", "resnet8", "--output", "init.toml", "--force"),
 }
 
 
@@ -57,6 +61,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     before = Path.cwd()
     os.chdir(folder)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("zero.png")
+    for part in ("train/a", "train/b", "test/a", "test/b"):
+        (folder / "images" / part).mkdir(parents=True)
+        shutil.copy("zero.png", folder / "images" / part)
     with pytest.raises(SystemExit):
         cli.main(["export", str(run), "--output", "model.onnx"])
     assert onnx.load("model.onnx").graph.node
@@ -68,6 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "recipe": "tiny.toml",
         "image": "zero.png",
         "published": "models/published",
+        "images": "images",
     }
     os.chdir(before)
 

@@ -28,6 +28,7 @@ ROOMS = [
     "observer",
     "outputs",
     "randomness",
+    "shipped",
     "errors",
 ]
 

@@ -14,14 +14,18 @@ from distilkit import __version__
 from distilkit.cli import (
     benchmark,
     compare,
+    completion,
+    doctor,
     ensemble_eval,
     evaluate,
     export,
+    init,
     models,
     predict,
     prune_branches,
     pull,
     push,
+    recipes,
     report,
     robustness,
     runs,
@@ -39,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: distilkit train quickstart",
 )
+app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("ensemble-eval")(ensemble_eval.ensemble_eval)
@@ -51,8 +56,10 @@ app.command("pull")(pull.pull)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.add_typer(runs.app, name="runs")
+app.add_typer(recipes.app, name="recipes")
 app.command("benchmark")(benchmark.benchmark)
 app.command("models")(models.models)
+app.command("doctor")(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # What the terminal's encoding has no letter for is spelled out: a name in Greek is no failure.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if completion.completing(os.environ):
+        sys.exit(completion.answer(lambda: app(args=[], prog_name="distilkit")))
     try:
         status = _status(arguments)
     except BrokenPipeError:

@@ -5,14 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 from distilkit.errors import UserError
 
 
 def benchmark(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE|RUN]...", help="Exported files and runs. Without one: the newest finished run."),
+        typer.Argument(
+            metavar="[FILE|RUN]...",
+            help="Exported files and runs. Without one: the newest finished run.",
+            autocompletion=completion.files_and_runs,
+        ),
     ] = None,
     batch: Annotated[str, typer.Option("--batch", metavar="1,32,128", help="Batch sizes.")] = "1,32,128",
     threads: Annotated[str, typer.Option("--threads", metavar="1,2", help="Numbers of threads.")] = "1",

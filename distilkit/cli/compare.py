@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 from distilkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ DIFFERENCE_COLUMNS = ("baseline", "difference", "difference_low", "difference_hi
 
 def compare(
     run: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare. Without any: all finished ones.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Runs to compare. Without any: all finished ones.",
+            autocompletion=completion.run_folders,
+        ),
     ] = None,
     baseline: Annotated[
         str | None,

@@ -5,13 +5,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 
 
 def ensemble_eval(
     run: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="A run, or several whose leaders form one ensemble."),
+        typer.Argument(
+            metavar="[RUN]...",
+            help="A run, or several whose leaders form one ensemble.",
+            autocompletion=completion.run_folders,
+        ),
     ] = None,
     split: Annotated[
         Literal["train", "validation", "test"], typer.Option("--split", help="Which images to evaluate on.")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 from distilkit.errors import UserError
 
 
@@ -16,6 +16,7 @@ def export(
             "--mode",
             metavar="single|ensemble|member:NAME",
             help="The leader, the method's own ensemble, or another student.",
+            autocompletion=completion.export_modes,
         ),
     ] = "single",
     format: Annotated[

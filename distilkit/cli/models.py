@@ -4,13 +4,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 from distilkit.errors import UserError
 
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="An architecture to draw. Without it: a list of all.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="An architecture to draw. Without it: a list of all.",
+            autocompletion=completion.architecture_names,
+        ),
     ] = None,
     library: Annotated[
         Literal["torchvision", "timm"] | None, typer.Option("--library", help="List this library's instead of ours.")

@@ -5,11 +5,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from distilkit.cli import completion
+
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 Run = Annotated[
     Path | None,
-    typer.Argument(metavar="[RUN]", help="A run's folder. Without it: the newest finished run."),
+    typer.Argument(
+        metavar="[RUN]",
+        help="A run's folder. Without it: the newest finished run.",
+        autocompletion=completion.run_folders,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where runs are kept.")]
@@ -22,11 +28,22 @@ Precision = Annotated[
     Literal["fp32", "bf16"],
     typer.Option("--precision", help="What the network computes in; bf16 is faster where there is hardware for it."),
 ]
-Member = Annotated[str | None, typer.Option("--member", metavar="NAME", help="A student other than the leader.")]
+Member = Annotated[
+    str | None,
+    typer.Option(
+        "--member",
+        metavar="NAME",
+        help="A student other than the leader.",
+        autocompletion=completion.member_names,
+    ),
+]
 Checkpoint = Annotated[
     str | None,
     typer.Option(
-        "--checkpoint", metavar="NAME", help="last, best or step_N. Without it: best where there is one, else last."
+        "--checkpoint",
+        metavar="NAME",
+        help="last, best or step_N. Without it: best where there is one, else last.",
+        autocompletion=completion.checkpoint_names,
     ),
 ]
 DataRoot = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 
 
 def push(
@@ -14,6 +14,7 @@ def push(
         typer.Argument(
             metavar="[RUN|FILE]",
             help="A run, a pruned model's folder, or an exported file. Without it: the newest finished run.",
+            autocompletion=completion.files_and_runs,
         ),
     ] = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="A new folder to write.")] = None,

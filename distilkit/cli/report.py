@@ -5,12 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 
 
 def report(
     run: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs to report on. Without any: all finished ones.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Runs to report on. Without any: all finished ones.",
+            autocompletion=completion.run_folders,
+        ),
     ] = None,
     output: Annotated[
         Path | None,

@@ -6,14 +6,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 from distilkit.errors import UserError
 
 
 def robustness(
     run: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs or pruned models; several share one plot."),
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Runs or pruned models; several share one plot.",
+            autocompletion=completion.run_folders,
+        ),
     ] = None,
     max_distance: Annotated[float, typer.Option("--max-distance", help="The largest magnitude d.")] = 5.0,
     steps: Annotated[int, typer.Option("--steps", help="Steps from 0 to the largest magnitude.")] = 10,

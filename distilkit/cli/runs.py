@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 from distilkit.errors import UserError
 
 Sort = Literal["age", "name", "method", "seed", "state", "epochs", "error", "size"]
@@ -16,7 +16,10 @@ States = Annotated[
         "--state", metavar="STATE", help="Only those that are finished, running, interrupted, failed or broken."
     ),
 ]
-Method = Annotated[str | None, typer.Option("--method", metavar="NAME", help="Only runs of this method.")]
+Method = Annotated[
+    str | None,
+    typer.Option("--method", metavar="NAME", help="Only runs of this method.", autocompletion=completion.method_names),
+]
 Name = Annotated[
     str | None,
     typer.Option("--name", metavar="PATTERN", help="Only runs whose recipe or folder matches, such as 'one*'."),

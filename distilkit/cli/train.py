@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 
@@ -16,7 +16,12 @@ COSTS = ("parameters", "flops", "activations", "bytes")
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A TOML file, or a built-in recipe's name.")
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A TOML file, or a built-in recipe's name.",
+            autocompletion=completion.recipe_names,
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -26,7 +31,13 @@ def train(
         bool, typer.Option("--dry-run", help="Check the recipe, build the network, print its costs; train nothing.")
     ] = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN", help="Continue an unfinished run where it stopped.")
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Continue an unfinished run where it stopped.",
+            autocompletion=completion.run_folders,
+        ),
     ] = None,
     accept_changes: Annotated[
         bool,

@@ -125,6 +125,13 @@ class Npz(Plain):
         return names
 
 
+def image_shape(root: Path) -> tuple[int, int]:
+    """Height and width of the images in the file. Raises `UserError` where it is no such file."""
+    file = _open(root)
+    height, width = file.headers[file.images["train"]].shape[1:3]
+    return height, width
+
+
 def _open(root: Path) -> _File:
     """Read the heads of all arrays. Raises `UserError` naming what is missing or does not fit."""
     path = _path(root)

@@ -5,6 +5,7 @@ remembers the file and line (or the `--set`, as typed) that set it. Each section
 model, so that a fault in one section hides none in another; what no section can see alone is checked afterwards.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from distilkit.errors import Fault, UserError
 from distilkit.recipe.findings import Findings
 from distilkit.recipe.inspection import checked
-from distilkit.recipe.layers import Place, find, lay, overlay, override_place, read_chain
+from distilkit.recipe.layers import Layer, Place, find, lay, overlay, override_place, read_chain
 from distilkit.recipe.sections import (
     AdamWSection,
     ConstantSection,
@@ -37,6 +38,7 @@ from distilkit.recipe.sections import (
 )
 from distilkit.recipe.toml_lines import Key, key_lines
 from distilkit.recipe.wording import describe
+from distilkit.shipped import builtin, named_in
 
 __all__ = [
     "AdamWSection",
@@ -68,33 +70,11 @@ __all__ = [
 ]
 
 
-def builtin() -> dict[str, Path]:
-    """Find the recipes that come with distilkit, in their folder and all folders in it: name -> file.
-
-    Those of the folder itself come first, then folder by folder, each in the order of the names.
-    """
-    # In the wheel they lie inside distilkit, in a checkout beside it.
-    package = Path(__file__).parents[1]
-    inside = package / "recipes"
-    return named_in(inside if inside.is_dir() else package.parent / "recipes")
-
-
-def named_in(folder: Path) -> dict[str, Path]:
-    """Find the recipes in a folder and below it: name -> file.
-
-    Ours have names of their own, whatever their folder. A copy that someone keeps in a folder below hides none of them:
-    of two with one name the outer one counts.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.toml"), key=lambda path: (len(path.parts), path.parent, path.stem)):
-        found.setdefault(path.stem, path)
-    return found
-
-
-def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Read, complete and check a recipe.
 
-    `source`: a file, or the name of a built-in recipe with or without ".toml"; a file goes first. `overrides`: as
+    `source`: a file, or the name of a built-in recipe with or without ".toml"; a file goes first. Or the recipe
+    itself as tables: {"data": {"dataset": "digits"}, ...}. `overrides`: as
     typed after `--set`, "method.temperature=4"; values are TOML or, failing that, text without quotes.
 
     `extends = "other.toml"` in a file (relative to it, or a built-in name) lays the file over the other one, table by
@@ -104,8 +84,11 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises `UserError` with all faults, each with its place, if anything is wrong.
     """
     recipes = builtin()
-    path = find(source, recipes)
-    files = read_chain(path, recipes)
+    if isinstance(source, Mapping):
+        files, stem = _tables(source, recipes), "recipe"
+    else:
+        path = find(source, recipes)
+        files, stem = read_chain(path, recipes), path.stem
     file = files[0]
     faults: list[Fault] = []
     top = overlay(overrides, faults)
@@ -116,7 +99,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if "name" not in file.tree and "name" not in top.tree:
         tree.pop("name", None)
         places.pop(("name",), None)
-    recipe = checked(Findings(tree, places, file.source, faults), default_name=path.stem)
+    recipe = checked(Findings(tree, places, file.source, faults), default_name=stem)
     if recipe is None:
         sources = [layer.source for layer in files] + [override_place(override).source for override in overrides]
         ranks = {name: rank for rank, name in enumerate(sources)}
@@ -126,6 +109,13 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe._places.update({".".join(key): str(where) for key, where in places.items()})
     recipe._source = file.source
     return recipe
+
+
+def _tables(source: Mapping[str, Any], recipes: Mapping[str, Path]) -> list[Layer]:
+    """A recipe given as tables, and the files of the one that it extends."""
+    tree = copy.deepcopy(dict(source))
+    base = tree.pop("extends", None)
+    return [Layer("the recipe", tree, {}), *(read_chain(find(str(base), recipes), recipes) if base else [])]
 
 
 def place(recipe: Recipe, key: str) -> str:
