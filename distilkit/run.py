@@ -566,14 +566,31 @@ def write_text(file: Path, text: str) -> None:
     """Write a small file atomically. Raises `UserError` when it cannot be written."""
     if not file.name or file.is_dir():
         raise UserError(f"{file} is a folder; what is written is a file", "name a file")
+    try:
+        with appearing(file) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def appearing(file: Path) -> Iterator[Path]:
+    """Where to write what is to be `file`: it takes that name when the block ends, and goes where the block fails.
+
+    Raises `OSError` when it cannot be written.
+    """
+    # Its ending stays, by which writers choose a format.
     partial = file.with_name(f".partial-{file.name}")
     try:
         # Whatever lies there of that name, a link that leads elsewhere perhaps, is not written through.
         partial.unlink(missing_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        # What is half written gives its space back, which may be what was wanting.
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def inside(path: Path, name: str) -> Path:
@@ -611,9 +628,13 @@ def writable(folder: Path) -> Iterator[Path]:
             raise PermissionError(13, "Permission denied")
         yield folder
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror or error}", "choose another with --output"
-        ) from error
+        # What is made on the way, in the folder for temporary files perhaps, may be what there is no room for.
+        name = Path(str(error.filename or folder))
+        if name.is_relative_to(folder) or not name.is_absolute():
+            problem, hint = f"{folder} cannot be written", "choose another with --output"
+        else:
+            problem, hint = f"{name} cannot be written", "free space there; TMPDIR names the folder for temporary files"
+        raise UserError(f"{problem}: {error.strerror or error}", hint) from error
 
 
 def _finished(runs: Path) -> list[Path]:

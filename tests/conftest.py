@@ -1,6 +1,7 @@
 """What several test files share: small runs on the embedded data set, and the command line in this process."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,15 @@ def _one_thread_per_test_process(request: pytest.FixtureRequest) -> Iterator[Non
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_they_were() -> Iterator[None]:
+    """The command line leaves them as a process wants them that ends; the one of the tests does not."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from distilkit.training import precision as precisions
 from distilkit.training import threads as thread_counts
 from distilkit.training.build import build_learner, placed
 from distilkit.training.footprint import checkpoint_bytes
-from distilkit.training.interrupt import Interrupted
+from distilkit.training.interrupt import Interrupted, signum_of
 from distilkit.training.pretrained import start_from
 from distilkit.training.processes import from_main, is_main, join, lost_ones_named, make_accelerator
 from distilkit.training.teacher import Teacher
@@ -313,19 +313,27 @@ def _fit(
             # As many as it began with, so that a resumed run adds up in the same order.
             with thread_counts.threads(run.record.get("threads", {}).get("used")):
                 trainer.fit()
+        observer.training_finished()
+        if main:
+            final = _final(run, learner)
+            run.record["final"] = final
+            finished_card(run, observer)
+            # "done" comes last: nobody resumes a run that says so.
+            run.update(state="done")
     except BaseException as error:
-        if main and begun:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        if main and begun and run.record["state"] != "done":
+            run.record.pop("final", None)
             # A folder that cannot be written must not hide what went wrong.
             with contextlib.suppress(UserError):
-                run.update(state="interrupted" if isinstance(error, Interrupted) else "failed")
+                run.update(state="interrupted" if stopped else "failed")
+        if isinstance(error, KeyboardInterrupt):
+            # Before the first step or after the last: what was saved is what a resumption begins with.
+            saved_last = checkpoints.pointed(run.checkpoints, "last")
+            raise Interrupted(signum_of(error), saved_last, run.path) from error
         raise
     finally:
         observer.training_finished()
-    if main:
-        # "done" comes last: nobody resumes a run that says so.
-        run.record["final"] = _final(run, learner)
-        finished_card(run, observer)
-        run.update(state="done")
     accelerator.wait_for_everyone()
     return result(Run.open(run.path))
 
