@@ -64,7 +64,7 @@ class DataRecord(BaseModel):
     size: Annotated[int, Field(ge=1, le=4096)]
     mean: tuple[FiniteFloat, ...]
     std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
-    images: dict[str, int]
+    images: dict[str, Annotated[int, Field(ge=1, le=10**12)]]
     fingerprints: dict[str, str]
     storage: Literal["resident", "stream"] = "resident"
     workers: Annotated[int, Field(ge=0, le=1024)] | None = None
@@ -291,7 +291,10 @@ class Run:
                     "choose another folder with --runs",
                 ) from error
             run = cls(path, recipe, {"format": FORMAT, **record})
-            run.update(created=now.isoformat())
+            created = now.isoformat()
+            # A clock may have been set back since the last one began: this one is the newest all the same.
+            latest = max((files.begun(_known_record(other))[0] for other in _run_folders(runs)), default="")
+            run.update(created=created, **({"after": latest} if latest > created else {}))
             return run
         raise UserError(f"a hundred runs named {recipe.name} began within one second under {runs}")
 
@@ -324,9 +327,12 @@ class Run:
     def data(self) -> DataRecord:
         """What the run remembers of its data."""
         try:
-            return DataRecord.model_validate(self.record.get("data"))
-        except ValidationError as error:
+            data = DataRecord.model_validate(self.record.get("data"))
+            if missing := {"train", "test"} - data.images.keys():
+                raise KeyError(f"images.{min(missing)}")
+        except (KeyError, ValidationError) as error:
             raise UserError(f"{self.path / RECORD} is damaged: its data section: {_brief(error)}", RETRAIN) from error
+        return data
 
     @property
     def checkpoints(self) -> Path:
@@ -651,8 +657,8 @@ def _run_folders(runs: Path) -> list[Path]:
     return sorted((file.parent for file in runs.glob(f"*/{RECORD}")), key=_age) if runs.is_dir() else []
 
 
-def _age(path: Path) -> tuple[str, str]:
-    return str(_known_record(path).get("created", "")), path.name
+def _age(path: Path) -> tuple[tuple[str, bool, str], str]:
+    return files.begun(_known_record(path)), path.name
 
 
 def _known_record(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import onnx
@@ -71,8 +71,8 @@ ABSURD = (
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 5, 2**31, 2**63, 2**200, 0.5, -0.0, 1e308, "", "x", "x" * 300, "../../etc/passwd", "\x00",
-    "last", "step_1", "student_0", "resnet8", "digits", "no.module:thing", "timm:nothing", [], {}, [[]], [0], [None], {"a": {}},
-    ["a", "a"], [1e308] * 3, {"": ""},
+    "last", "step_1", "student_0", "resnet8", "digits", "no.module:thing", "timm:nothing", [], {}, [[]], [0], [None],
+    {"a": {}}, ["a", "a"], [1e308] * 3, {"": ""},
 )  # fmt: skip
 
 
@@ -533,14 +533,15 @@ def inputs(target: Target, seed: int) -> Iterator[bytes]:
         yield data
 
 
-def _fuzz(name: str, ground: Ground, seconds: float, seed: int, kept: Path, guided: bool) -> int:
-    """One loader, in this process; how many inputs it was given. What fails is kept, and this process ends with 1."""
+def _fuzz(name: str, ground: Ground, seconds: float, seed: int, kept: Path, guided: bool) -> NoReturn:
+    """One loader, in this process, which then ends; one input of each kind of failure is kept, and told of."""
     target = ground.targets()[name]
     current = kept / "current"
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + MOST_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     count, end = 0, time.monotonic() + seconds
+    seen: set[tuple[type[Exception], str]] = set()
 
     def one(data: bytes) -> None:
         nonlocal count
@@ -548,15 +549,17 @@ def _fuzz(name: str, ground: Ground, seconds: float, seed: int, kept: Path, guid
         count += 1
         try:
             attempt(target, data)
-        except BaseException:  # noqa: BLE001 - that is what is looked for
-            sys.stderr.write(f"{name}: failed on an input of {len(data)} bytes\n{traceback.format_exc()}\n")
-            _keep(kept, name)
-            sys.stderr.flush()
-            os._exit(1)
+        except Exception as error:  # noqa: BLE001 - that is what is looked for
+            where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+            inside = [place for place in where if "distilkit" in place]
+            if (type(error), inside[-1]) not in seen:
+                seen.add((type(error), inside[-1]))
+                sys.stderr.write(f"{name}: failed on {len(data)} bytes\n{traceback.format_exc()}")
+                _keep(kept, name)
         if time.monotonic() > end:
             sys.stdout.write(f"{count}\n")
             sys.stdout.flush()
-            os._exit(0)
+            os._exit(1 if seen else 0)
 
     if guided:
         import atheris
@@ -573,7 +576,7 @@ def _fuzz(name: str, ground: Ground, seconds: float, seed: int, kept: Path, guid
         atheris.Fuzz()
     for data in inputs(target, seed):
         one(data)
-    return count
+    raise AssertionError("inputs have an end")
 
 
 def _keep(kept: Path, name: str) -> Path:
@@ -597,6 +600,7 @@ def main() -> int:
     parser.add_argument("--only", help="one loader")
     parser.add_argument("--kept", type=Path, default=Path("fuzz-failures"), help="where failing inputs go")
     parser.add_argument("--atheris", action="store_true", help="inputs by the branches that they take")
+    parser.add_argument("--replay", type=Path, help="with --only: read this one input, and let what fails be seen")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -611,8 +615,10 @@ def main() -> int:
                 options.kept,
                 options.atheris,
             )
-            return 0
         run = _a_run(Path(place))
+        if options.replay:
+            attempt(Ground(Path(place) / "ground", run).targets()[options.only], options.replay.read_bytes())
+            return 0
         names = [options.only] if options.only else list(Ground(Path(place) / "ground", run).targets())
         share, failed = options.seconds / len(names), []
         for name in names:

@@ -31,7 +31,7 @@ from distilkit.cli import (
     runs,
     train,
 )
-from distilkit.errors import UserError
+from distilkit.errors import UserError, first_line, out_of_memory
 from distilkit.training.interrupt import Terminated, leave_at_once
 
 SIGPIPE = 13  # which Python does not know everywhere
@@ -206,6 +206,15 @@ def _status(arguments: Sequence[str]) -> int:
                 str(error), f"continue with: distilkit train --resume {getattr(error, 'run', 'RUN')}", as_json
             )
             return 128 + int(signum)
+        if out_of_memory(error):
+            console.report_user_error(
+                UserError(
+                    f"there is too little memory for this: {first_line(error)}",
+                    "free some, or ask for less: fewer images, a smaller batch, another --device",
+                ),
+                as_json,
+            )
+            return 2
         if type(error).__name__ == "Abort":
             return _interrupted("type the command again", as_json)
         console.report_fault_of_ours(error, as_json)

@@ -19,7 +19,7 @@ from distilkit.analysis.learner_cost import LearnerCost, learner_cost
 from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
 from distilkit.data.storage import Storage, choose, processes_here
-from distilkit.errors import UserError
+from distilkit.errors import UserError, first_line, out_of_memory
 from distilkit.group import BranchGroup, Normalize
 from distilkit.learner import Learner
 from distilkit.models.own import UntrustedCodeError
@@ -118,9 +118,10 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     with here.main_process_first():
         data = _load(recipe)
     _normalise_for(learner, data)
-    threads, thread_probe = _threads(recipe, learner, data, here, observer)
-    with thread_counts.threads(threads):
-        recipe, probe = _with_precision(recipe, learner, data, here)
+    with _memory_named(recipe, here.num_processes):
+        threads, thread_probe = _threads(recipe, learner, data, here, observer)
+        with thread_counts.threads(threads):
+            recipe, probe = _with_precision(recipe, learner, data, here)
     with placed(recipe):
         check_settings(recipe, len(data.splits["train"].labels), here.device, here.num_processes)
     path = None
@@ -296,7 +297,7 @@ def _fit(
         with placed(recipe):
             check_settings(recipe, len(data.splits["train"].labels), accelerator.device, accelerator.num_processes)
             teacher = open_teacher(recipe, run.data)
-        with _memory_named():
+        with _memory_named(recipe, accelerator.num_processes, run.path):
             trainer = Trainer(recipe, learner, data, accelerator, run.path, observer, teacher)
             if saved:
                 trainer.restore(saved)
@@ -354,14 +355,29 @@ def _described(recipe: Recipe, learner: Learner, cost: LearnerCost, data: DataRe
 
 
 @contextlib.contextmanager
-def _memory_named() -> Iterator[None]:
-    """Say what to change where the device has too little memory."""
+def _memory_named(recipe: Recipe, processes: int, run: Path | None = None) -> Iterator[None]:
+    """Say what to change where the device has too little memory: first what leaves the training as it is."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        size, parts = recipe.train.batch_size, recipe.train.accumulation
+        least = 2 if recipe.model.norm == "batch" else 1
+        hints = []
+        if size // (2 * parts * processes) >= least:
+            more = f"--set train.accumulation={2 * parts}"
+            hints.append(f"{more} (the batch stays {size}, computed {size // (2 * parts)} images at a time)")
+        if size // (2 * processes * parts) >= least:
+            hints.append(f"--set train.batch_size={size // 2}")
+        else:
+            hints.append("a smaller model, or fewer students")
+        if run is not None and checkpoints.pointed(run / "checkpoints", "last"):
+            hints.append(f"RECIPE --resume {run} --accept-changes with the first of these goes on where it stopped")
+        at_a_time = f"{size // parts} images at a time" if parts > 1 else f"batches of {size} images"
         raise UserError(
-            f"the device has too little memory for this training: {str(error).splitlines()[0]}",
-            "raise train.accumulation (the batch in more parts), or lower train.batch_size",
+            f"the device has too little memory for this training in {at_a_time}: {first_line(error)}",
+            f"try {'; or '.join(hints)}",
         ) from error
 
 
