@@ -403,10 +403,19 @@ class Run:
         Raises `UntrustedCodeError` where a network is the user's own and its code may not be executed here.
         """
         self.require_trust()
-        folder = self.checkpoint(checkpoint)
         learner = build_learner(self.recipe, self.data.spec())
+        folder = self.checkpoint(checkpoint)
+        while True:
+            try:
+                parts = {part: checkpoints.load_part(folder, part) for part in ("group", "method")}
+                break
+            except UserError:
+                before, folder = folder, self.checkpoint(checkpoint)
+                # A training beside us may have gone on, and removed what its pointer named a moment ago.
+                if folder == before:
+                    raise
         for part, module in (("group", learner.group), ("method", learner.method)):
-            _load_strict(module, checkpoints.load_part(folder, part), folder / f"{part}.safetensors")
+            _load_strict(module, parts[part], folder / f"{part}.safetensors")
         return learner.eval()
 
     def require_trust(self) -> None:
