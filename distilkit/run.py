@@ -293,8 +293,9 @@ class Run:
             run = cls(path, recipe, {"format": FORMAT, **record})
             created = now.isoformat()
             # A clock may have been set back since the last one began: this one is the newest all the same.
-            latest = max((files.begun(_known_record(other))[0] for other in _run_folders(runs)), default="")
-            run.update(created=created, **({"after": latest} if latest > created else {}))
+            latest = max((files.begun(_known_record(other)) for other in _run_folders(runs)), default="")
+            after = files.after(latest) if latest >= created else ""
+            run.update(created=created, **({"after": after} if after else {}))
             return run
         raise UserError(f"a hundred runs named {recipe.name} began within one second under {runs}")
 
@@ -666,7 +667,7 @@ def _run_folders(runs: Path) -> list[Path]:
     return sorted((file.parent for file in runs.glob(f"*/{RECORD}")), key=_age) if runs.is_dir() else []
 
 
-def _age(path: Path) -> tuple[tuple[str, bool, str], str]:
+def _age(path: Path) -> tuple[str, str]:
     return files.begun(_known_record(path)), path.name
 
 

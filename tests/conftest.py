@@ -60,7 +60,7 @@ def _one_thread_per_test_process(request: pytest.FixtureRequest) -> Iterator[Non
 
 @pytest.fixture(autouse=True)
 def _signals_as_they_were() -> Iterator[None]:
-    """The command line leaves them as a process wants them that ends; the one of the tests does not."""
+    """Where a test calls the command line by itself."""
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     yield
     for signum, handler in before.items():
@@ -73,8 +73,12 @@ def distilkit(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
     def run(*arguments: object) -> Result:
         capsys.readouterr()
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as exit_:
             cli.main([str(argument) for argument in arguments])
+        # The command line leaves them as a process wants them that ends; the one of the tests does not.
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
         captured = capsys.readouterr()
         assert "Traceback" not in captured.out + captured.err
         return Result(int(exit_.value.code or 0), captured.out, captured.err)

@@ -1,6 +1,7 @@
 """The names of what lies in a run's folder, and what its run.json always says. Imports no torch."""
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 FORMAT = 1
@@ -12,10 +13,17 @@ REQUIRED = ("state", "method", "architecture", "members", "leader", "ensemble", 
 """What every run.json says from its first moment on."""
 
 
-def begun(record: Mapping[str, Any]) -> tuple[str, bool, str]:
-    """By which runs are put in the order in which they began: their run.json's own time, and what came before them.
+def begun(record: Mapping[str, Any]) -> str:
+    """By which runs are put in the order in which they began, from run.json: a time in ISO 8601.
 
-    `after`, which is there where a clock had been set back, is the latest time of those that were there already.
+    `created`; or `after`, where a clock had been set back: a microsecond after those that were there already.
     """
-    created, after = str(record.get("created", "")), str(record.get("after", ""))
-    return max(created, after), after > created, created
+    return max(str(record.get("created", "")), str(record.get("after", "")))
+
+
+def after(latest: str) -> str:
+    """What is just later than `latest`; empty where that is no time."""
+    try:
+        return (datetime.fromisoformat(latest) + timedelta(microseconds=1)).isoformat()
+    except (ValueError, OverflowError):
+        return ""

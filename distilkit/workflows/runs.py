@@ -351,11 +351,9 @@ def _moment(text: object) -> str | None:
         return None
 
 
-def _youth(row: dict[str, Any]) -> tuple[float, bool, float]:
+def _youth(row: dict[str, Any]) -> float:
     """The newest first, in the order of `files.begun`: the age alone would not do where a clock was set back."""
-    created = datetime.fromisoformat(row["created"]).timestamp()
-    after = datetime.fromisoformat(row["after"]).timestamp() if row["after"] else created
-    return -max(created, after), after <= created, -created
+    return -max(datetime.fromisoformat(row[time]).timestamp() for time in ("created", "after") if row[time])
 
 
 _SORTS: dict[SortKey, Callable[[dict[str, Any]], Any]] = {
