@@ -51,14 +51,12 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py $(BENCHMARKS)
 
 # Damaged files for every loader, see tests/fuzzing.py, for about so many seconds in all: make fuzz SECONDS=300. The same
-# SEED gives the same inputs. With ATHERIS=1 it is installed, and chooses inputs by the branches that they take; it has
-# packages for Linux. Before that, absurd values for every option of every command, longer than `make test` tries them.
+# SEED gives the same inputs. Before that, absurd values for every option of every command, more than `make test` tries.
 SECONDS ?= 300
 SEED ?= $(shell date +%s)
 fuzz: $(VENV)/.installed-dev
-	$(if $(ATHERIS),$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris)
 	$(PYTEST) -m long tests/test_hostile_options.py
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --seconds $(SECONDS) --seed $(SEED) $(if $(ATHERIS),--atheris)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --seconds $(SECONDS) --seed $(SEED)
 
 # Known vulnerabilities of what is installed, from the database that PyPI serves: it needs the network.
 audit: $(VENV)/.installed-dev
