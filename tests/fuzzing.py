@@ -75,7 +75,7 @@ VALUES: tuple[Any, ...] = (
 
 
 class Target(NamedTuple):
-    """`seeds`: whole inputs. `damage`: makes another input of one. `read`: what is fuzzed, in a folder of its own."""
+    """`seeds`: whole inputs, of which the last is taken as it is. `damage`: makes another input of one. `read`: what is fuzzed, in a folder of its own."""
 
     seeds: tuple[bytes, ...]
     damage: Callable[[bytes, random.Random], bytes]
@@ -355,7 +355,7 @@ class Ground:
             _identities(self.folder)
 
         recipes = tuple(builtin()[name].read_bytes() for name in ("quickstart", "okddip_resnet32", "quickstart_kd"))
-        settings = (b"train.epochs=3", b'data.root="x"', b"schedule.milestones=[0.5, 3]", b"optimizer.name='adamw'")
+        settings = (b"optimizer.name='adamw'", b"schedule.milestones=[0.5, 3]", b'data.root="x"', b"train.epochs=3")
         weights = (pruned / "model.safetensors").read_bytes()
         small = save({"a": torch.zeros(2, 3), "b.c": torch.zeros(1, dtype=torch.int64)}, {"note": "x"})
         return {
@@ -401,7 +401,6 @@ _LATENCY = json.dumps(
 _THRESHOLDS = b"""[[parameters]]
 at = 2.0
 max_increase = 5.0
-split = "test"
 
 [[inputs]]
 perturbation = "noise"
