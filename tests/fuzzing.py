@@ -75,7 +75,10 @@ VALUES: tuple[Any, ...] = (
 
 
 class Target(NamedTuple):
-    """`seeds`: whole inputs, of which the last is taken as it is. `damage`: makes another input of one. `read`: what is fuzzed, in a folder of its own."""
+    """`seeds`: whole inputs, of which the last is taken as it is. `damage`: makes another input of one.
+
+    `read`: what is fuzzed. `allowed`: what it may raise.
+    """
 
     seeds: tuple[bytes, ...]
     damage: Callable[[bytes, random.Random], bytes]
