@@ -35,7 +35,7 @@ for line in sys.stdin.read().splitlines():
     try:
         cli.main(words)
     except SystemExit as left:
-        print("\nENDED", words[0], left.code or 0, flush=True)
+        print("ENDED", words[0], left.code or 0, flush=True)
 """
 
 
