@@ -155,12 +155,15 @@ def test_an_exported_file_for_pictures_of_a_gigabyte_is_refused(tmp_path: Path) 
         predict.open_file(tmp_path / "any.onnx")
 
 
-def test_an_exported_file_with_names_that_are_no_text_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [b"distilkit_version", b"probabilities", b"images", b"preprocessing"])
+def test_an_exported_file_with_names_that_are_no_text_is_refused(
+    name: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = onnx_files()[0]
-    place = whole.index(b"distilkit_version")
-    (tmp_path / "any.onnx").write_bytes(whole[:place] + b"\xf6" + whole[place + 1 :])
+    (tmp_path / "any.onnx").write_bytes(whole.replace(name, b"\xf6" + name[1:]))
     with pytest.raises(UserError):
         predict.open_file(tmp_path / "any.onnx")
+    assert not capsys.readouterr().out
 
 
 def test_the_values_that_are_tried_are_of_every_kind() -> None:

@@ -88,6 +88,6 @@ def test_what_would_connect_is_seen(tmp_path: Path, environment: dict[str, str])
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "cifar10" in json.loads(done.stdout)["error"]["message"].lower()
+    assert "cifar-10" in json.loads(done.stdout)["error"]["message"]
     assert "getaddrinfo" in (tmp_path / "connections").read_text()
     assert not (tmp_path / "runs").exists()

@@ -1,5 +1,7 @@
 """ONNX Runtime, opened quietly. Imports no torch: whoever deploys a file needs none."""
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -39,4 +41,9 @@ def open_session(file: Path, threads: int | None = None) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    try:
+        # It prints what it makes of some faults, where a document in JSON may be expected.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is damaged: its names are not UTF-8", "name a file that is whole") from error
