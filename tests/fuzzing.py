@@ -37,6 +37,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from distilkit.data import datasets
+from distilkit.data.augment import draw_numbers
 from distilkit.data.decoding import decode_crop
 from distilkit.data.pixels import UNREADABLE, Framing, decode
 from distilkit.data.preparation import Preparation
@@ -334,7 +335,7 @@ class Ground:
             decode(self.put("any.png", data), Framing(16, 16, 3))
 
         def cut_out(data: bytes) -> None:
-            decode_crop(self.put("any.jpg", data), Framing(8, 8, 1), torch.tensor([[0.3], [0.4], [0.2], [0.1], [0.9]]))
+            decode_crop(self.put("any.jpg", data), Framing(8, 8, 1), draw_numbers(1, torch.Generator()))
 
         def npz(data: bytes) -> None:
             file = self.put("any.npz", data)

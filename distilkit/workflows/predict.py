@@ -103,6 +103,7 @@ def open_file(file: Path, threads: int | None = None) -> Deployed:
     try:
         about = session.get_modelmeta().custom_metadata_map
         inputs = session.get_inputs()
+        given = ", ".join(f"{each.name}: {each.type} {each.shape}" for each in inputs)  # names are decoded only here
         outputs = {output.name: output.shape for output in session.get_outputs()}
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is damaged: its names are not UTF-8", EXPORT_AGAIN) from error
@@ -132,7 +133,6 @@ def open_file(file: Path, threads: int | None = None) -> Deployed:
         all(have == want or isinstance(have, str) for have, want in zip(shape[1:], preparation.shape(), strict=False)),
     ]
     if not all(fits):
-        given = ", ".join(f"{each.type} {each.shape}" for each in inputs)
         raise UserError(
             f"{file} contradicts itself: its input is {given or 'missing'}, its metadata speak of "
             f"{preparation.dtype} {list(preparation.shape())}",
