@@ -101,6 +101,7 @@ class Held(Observer):
             self.objects[line["epoch"]].update(type(each).__name__ for each in found)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_what_a_training_holds_does_not_grow_from_epoch_to_epoch(tmp_path: Path) -> None:
     """With TensorBoard, a moving average, a validation split and checkpoints in mid-epoch."""
