@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/quickstart.toml
 
-.PHONY: quickstart test test-long test-fast test-oldest test-newest test-wheel coverage lint reproduce bench fuzz clean
+.PHONY: quickstart test test-long test-fast test-oldest test-newest test-wheel coverage lint reproduce bench fuzz audit clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distilkit needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -89,9 +89,18 @@ BENCHMARKS ?=
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py $(BENCHMARKS)
 
-# Absurd values for every option of every command, longer than `make test` tries them.
+# Damaged files for every loader, see tests/fuzzing.py, for about so many seconds in all: make fuzz SECONDS=300. The same
+# SEED gives the same inputs. Before that, absurd values for every option of every command, more than `make test` tries.
+SECONDS ?= 300
+SEED ?= $(shell date +%s)
 fuzz: $(VENV)/.installed-dev
 	$(PYTEST) -m long tests/test_hostile_options.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --seconds $(SECONDS) --seed $(SEED)
+
+# Known vulnerabilities of what is installed, from the database that PyPI serves: it needs the network.
+audit: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache

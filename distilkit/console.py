@@ -192,12 +192,18 @@ def report_interruption(message: str, hint: str, as_json: bool) -> None:
 
 
 def report_fault_of_ours(error: BaseException, as_json: bool) -> None:
-    """The traceback goes to a file; the message says which."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="distilkit-fault-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
-        file.write("".join(traceback.format_exception(error)))
-    message = f"a fault in distilkit: {type(error).__name__}: {error}; the details are in {file.name}"
+    """The traceback goes to a file; the message says which. Where no file can be written, it goes to stderr."""
+    details = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="distilkit-fault-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(details)
+        where = f"in {file.name}"
+    except OSError:
+        tell(details)
+        where = "above"
+    message = f"a fault in distilkit: {type(error).__name__}: {error}; the details are {where}"
     if as_json:
         _print_failure("fault", message, None, [])
     tell(f"error: {message}", "red")

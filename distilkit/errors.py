@@ -53,6 +53,18 @@ class SettingError(UserError):
         self.key = key
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is the want of memory, of a device or of the machine; asked without importing torch."""
+    # torch's own class for devices; its allocator on the CPU raises a plain RuntimeError.
+    told = "DefaultCPUAllocator" in str(error) or "not enough memory: you tried to allocate" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or told
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
     """The allowed word most like `word`, or None if none is like it."""
     by_folded = {name.casefold().replace("-", "_"): name for name in allowed}

@@ -64,7 +64,7 @@ class DataRecord(BaseModel):
     size: Annotated[int, Field(ge=1, le=4096)]
     mean: tuple[FiniteFloat, ...]
     std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
-    images: dict[str, int]
+    images: dict[str, Annotated[int, Field(ge=1, le=10**12)]]
     fingerprints: dict[str, str]
     storage: Literal["resident", "stream"] = "resident"
     workers: Annotated[int, Field(ge=0, le=1024)] | None = None
@@ -291,7 +291,11 @@ class Run:
                     "choose another folder with --runs",
                 ) from error
             run = cls(path, recipe, {"format": FORMAT, **record})
-            run.update(created=now.isoformat())
+            created = now.isoformat()
+            # A clock may have been set back since the last one began: this one is the newest all the same.
+            latest = max((files.begun(_known_record(other)) for other in _run_folders(runs)), default="")
+            after = files.after(latest) if latest >= created else ""
+            run.update(created=created, **({"after": after} if after else {}))
             return run
         raise UserError(f"a hundred runs named {recipe.name} began within one second under {runs}")
 
@@ -324,9 +328,12 @@ class Run:
     def data(self) -> DataRecord:
         """What the run remembers of its data."""
         try:
-            return DataRecord.model_validate(self.record.get("data"))
-        except ValidationError as error:
+            data = DataRecord.model_validate(self.record.get("data"))
+            if missing := {"train", "test"} - data.images.keys():
+                raise KeyError(f"images.{min(missing)}")
+        except (KeyError, ValidationError) as error:
             raise UserError(f"{self.path / RECORD} is damaged: its data section: {_brief(error)}", RETRAIN) from error
+        return data
 
     @property
     def checkpoints(self) -> Path:
@@ -397,10 +404,19 @@ class Run:
         Raises `UntrustedCodeError` where a network is the user's own and its code may not be executed here.
         """
         self.require_trust()
-        folder = self.checkpoint(checkpoint)
         learner = build_learner(self.recipe, self.data.spec())
+        folder = self.checkpoint(checkpoint)
+        while True:
+            try:
+                parts = {part: checkpoints.load_part(folder, part) for part in ("group", "method")}
+                break
+            except UserError:
+                before, folder = folder, self.checkpoint(checkpoint)
+                # A training beside us may have gone on, and removed what its pointer named a moment ago.
+                if folder == before:
+                    raise
         for part, module in (("group", learner.group), ("method", learner.method)):
-            _load_strict(module, checkpoints.load_part(folder, part), folder / f"{part}.safetensors")
+            _load_strict(module, parts[part], folder / f"{part}.safetensors")
         return learner.eval()
 
     def require_trust(self) -> None:
@@ -566,14 +582,31 @@ def write_text(file: Path, text: str) -> None:
     """Write a small file atomically. Raises `UserError` when it cannot be written."""
     if not file.name or file.is_dir():
         raise UserError(f"{file} is a folder; what is written is a file", "name a file")
+    try:
+        with appearing(file) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def appearing(file: Path) -> Iterator[Path]:
+    """Where to write what is to be `file`: it takes that name when the block ends, and goes where the block fails.
+
+    Raises `OSError` when it cannot be written.
+    """
+    # Its ending stays, by which writers choose a format.
     partial = file.with_name(f".partial-{file.name}")
     try:
         # Whatever lies there of that name, a link that leads elsewhere perhaps, is not written through.
         partial.unlink(missing_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        # What is half written gives its space back, which may be what was wanting.
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def inside(path: Path, name: str) -> Path:
@@ -611,9 +644,13 @@ def writable(folder: Path) -> Iterator[Path]:
             raise PermissionError(13, "Permission denied")
         yield folder
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror or error}", "choose another with --output"
-        ) from error
+        # What is made on the way, in the folder for temporary files perhaps, may be what there is no room for.
+        name = Path(str(error.filename or folder))
+        if name.is_relative_to(folder) or not name.is_absolute():
+            problem, hint = f"{folder} cannot be written", "choose another with --output"
+        else:
+            problem, hint = f"{name} cannot be written", "free space there; TMPDIR names the folder for temporary files"
+        raise UserError(f"{problem}: {error.strerror or error}", hint) from error
 
 
 def _finished(runs: Path) -> list[Path]:
@@ -631,7 +668,7 @@ def _run_folders(runs: Path) -> list[Path]:
 
 
 def _age(path: Path) -> tuple[str, str]:
-    return str(_known_record(path).get("created", "")), path.name
+    return files.begun(_known_record(path)), path.name
 
 
 def _known_record(path: Path) -> dict[str, Any]:

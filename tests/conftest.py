@@ -1,6 +1,7 @@
 """What several test files share: small runs on the embedded data set, and the command line in this process."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,14 +73,27 @@ def _one_thread_per_test_process(request: pytest.FixtureRequest) -> Iterator[Non
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_they_were() -> Iterator[None]:
+    """Where a test calls the command line by itself."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 @pytest.fixture
 def distilkit(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run the command line in this process: distilkit("evaluate", run, "--json")."""
 
     def run(*arguments: object) -> Result:
         capsys.readouterr()
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as exit_:
             cli.main([str(argument) for argument in arguments])
+        # The command line leaves them as a process wants them that ends; the one of the tests does not.
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
         captured = capsys.readouterr()
         assert "Traceback" not in captured.out + captured.err
         return Result(int(exit_.value.code or 0), captured.out, captured.err)

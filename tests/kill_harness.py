@@ -16,12 +16,14 @@ A moment is a phase, which occurrence of it, and a signal that the child then se
     agreed                   after the processes have agreed whether to stop or to save
     lock                     before the run's lock is asked for
     after line               an epoch's line is in metrics.jsonl, its checkpoint is not written
+    call MODULE:NAME         before a function of that module is called, such as distilkit.workflows.export:check_file
 
 "half" phases stop in mid-write for SIGKILL only; for other signals the write goes on, as it does in life.
 """
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import re
@@ -86,13 +88,16 @@ class Child:
 
 
 class Harness:
-    """The client: a context manager around one server."""
+    """The client: a context manager around one server. `preload`: modules that it imports besides a training's."""
+
+    def __init__(self, preload: Iterable[str] = ()) -> None:
+        self.preload = tuple(preload)
 
     def __enter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="distilkit-kills-"))
         self.errors = (self.folder / "server").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *self.preload],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -141,9 +146,9 @@ class Harness:
         )
         return Child(self, answer["pid"], folder)
 
-    def run(self, *arguments: object, moments: Iterable[Moment] = (), audit: Path | None = None) -> Finished:
+    def run(self, *arguments: object, **options: Any) -> Finished:
         """Start `distilkit *arguments` and wait for its end."""
-        return self.start(*arguments, moments=moments, audit=audit).wait()
+        return self.start(*arguments, **options).wait()
 
     def start_ranks(
         self,
@@ -296,6 +301,12 @@ def _watch(moments: Iterable[tuple[str, int, int]]) -> None:
     Path.write_text = half_text  # type: ignore[assignment,method-assign]
     Path.rename = moved(rename)  # type: ignore[method-assign]
     Path.replace = moved(replace)  # type: ignore[method-assign]
+    for phase, _, _ in moments:
+        if phase.startswith("call "):
+            module, _, name = phase.removeprefix("call ").partition(":")
+            owner = functools.reduce(getattr, name.split(".")[:-1], importlib.import_module(module))
+            last = name.split(".")[-1]
+            setattr(owner, last, before(getattr(owner, last), phase))
 
 
 def _audit(runs: Path) -> None:
@@ -434,6 +445,8 @@ def _serve() -> None:
 
     import distilkit.workflows.train  # noqa: F401
 
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     torch.set_num_threads(1)
     # The first optimizer imports torch._dynamo, which takes two seconds.
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1).step()

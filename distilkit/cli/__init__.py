@@ -4,8 +4,12 @@ import errno
 import io
 import itertools
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -31,9 +35,12 @@ from distilkit.cli import (
     runs,
     train,
 )
-from distilkit.errors import UserError
+from distilkit.errors import UserError, first_line, out_of_memory
+from distilkit.training.interrupt import Terminated, leave_at_once
 
 SIGPIPE = 13  # which Python does not know everywhere
+_terminated: list[int] = []
+"""SIGTERM, once it has come: Typer makes a status of every interruption, which no more tells which signal it was."""
 
 app = typer.Typer(
     name="distilkit",
@@ -91,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if completion.completing(os.environ):
         sys.exit(completion.answer(lambda: app(args=[], prog_name="distilkit")))
     try:
-        status = _status(arguments)
+        with _signals():
+            status = _status(arguments)
     except BrokenPipeError:
         status = _reader_has_left()
     except SystemExit as leaving:
@@ -108,11 +116,45 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(status)
 
 
-def _interrupted(message: str, hint: str, as_json: bool) -> int:
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, with status and message; where it is ignored, it stays ignored.
+
+    Not so one process of several: it may be waiting for the others, where Python comes to answer no signal.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    _terminated.clear()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        _leave_at_once_from_here()
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    _terminated.append(signum)
+    raise Terminated
+
+
+def _leave_at_once_from_here() -> None:
+    """Whatever is left is answering and ending, which a signal may cut short, but not with a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            # Not the training's own, of one process of several: its launcher's signals may still come.
+            if signal.getsignal(signum) in (signal.default_int_handler, _terminate):
+                signal.signal(signum, leave_at_once)
+
+
+def _interrupted(hint: str, as_json: bool) -> int:
+    _leave_at_once_from_here()
     from distilkit import console
 
-    console.report_interruption(message, hint, as_json)
-    return 130
+    signum = signal.SIGTERM if _terminated else signal.SIGINT
+    console.report_interruption(f"interrupted by {signum.name}", hint, as_json)
+    return 128 + signum
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
@@ -134,14 +176,14 @@ def _status(arguments: Sequence[str]) -> int:
     try:
         status = app(args=list(arguments), prog_name="distilkit", standalone_mode=False) or 0
         # Typer turns Ctrl-C into this status; a check that failed has 1, and told why.
-        return _interrupted("interrupted", "type the command again", as_json) if status == 130 else status
+        return _interrupted("type the command again", as_json) if status == 130 else status
     except UserError as error:
         from distilkit import console
 
         console.report_user_error(error, as_json)
         return 2
     except KeyboardInterrupt:
-        return _interrupted("interrupted", "nothing was being trained; type the command again", as_json)
+        return _interrupted("nothing was being trained; type the command again", as_json)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -167,12 +209,22 @@ def _status(arguments: Sequence[str]) -> int:
             console.report_usage_error(error.format_message(), usage, f"{path} --help lists what there is", as_json)
             return 2
         signum = getattr(error, "signum", None)
-        if signum is not None:  # training.interrupt.Interrupted, which is not imported here: it would import torch.
+        if signum is not None:  # training.interrupt.Interrupted
+            _leave_at_once_from_here()
             console.report_interruption(
                 str(error), f"continue with: distilkit train --resume {getattr(error, 'run', 'RUN')}", as_json
             )
             return 128 + int(signum)
+        if out_of_memory(error):
+            console.report_user_error(
+                UserError(
+                    f"there is too little memory for this: {first_line(error)}",
+                    "free some, or ask for less: fewer images, a smaller batch, another --device",
+                ),
+                as_json,
+            )
+            return 2
         if type(error).__name__ == "Abort":
-            return _interrupted("interrupted", "type the command again", as_json)
+            return _interrupted("type the command again", as_json)
         console.report_fault_of_ours(error, as_json)
         return 3

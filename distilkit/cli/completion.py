@@ -221,15 +221,19 @@ def _architectures() -> list[str]:
 
 
 def _methods() -> list[str]:
-    """The keys of the table of methods."""
+    """The names in `@register(NAME, ...)` over the classes of methods, in the order of the registry."""
+    names = []
     for tree in _trees("methods"):
         for node in tree.body:
-            if not isinstance(node, ast.AnnAssign) or not isinstance(node.value, ast.Dict):
-                continue
-            if isinstance(node.target, ast.Name) and node.target.id == "_METHODS":
-                keys = [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
-                return [key for key in keys if isinstance(key, str)]
-    return []
+            if isinstance(node, ast.ClassDef):
+                names += [name for each in node.decorator_list if _calls(each, "register") and (name := _first(each))]
+    return sorted(names)
+
+
+def _first(call: ast.expr) -> str | None:
+    """The first argument, if it is a text."""
+    argument = call.args[0] if isinstance(call, ast.Call) and call.args else None
+    return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else None
 
 
 def _trees(room: str) -> Iterator[ast.Module]:

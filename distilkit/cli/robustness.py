@@ -92,7 +92,7 @@ def robustness(
     from distilkit.analysis import corruption
     from distilkit.models.own import code_trusted
     from distilkit.report import checks as reports
-    from distilkit.run import writable
+    from distilkit.run import appearing, writable
     from distilkit.workflows.robustness import Settings
     from distilkit.workflows.robustness import robustness as workflow
     from distilkit.workflows.robustness_checks import Thresholds, read_thresholds, threshold_of_options
@@ -129,8 +129,8 @@ def robustness(
             observer=console.TerminalObserver(),
         )
     if junit:
-        with writable(junit.parent):
-            junit.write_bytes(reports.junit(document["checks"], time.monotonic() - started))
+        with writable(junit.parent), appearing(junit) as partial:
+            partial.write_bytes(reports.junit(document["checks"], time.monotonic() - started))
     console.print_json(document) if json_output else _show(document)
     for check in document["checks"]:
         verdict = "passed" if check["passed"] else "FAILED"

@@ -21,7 +21,7 @@ from distilkit.data.imagenet import ImageNet
 from distilkit.data.pictures import StreamedImages, evenly
 from distilkit.data.registry import sources
 from distilkit.data.storage import free_memory
-from distilkit.errors import SettingError, did_you_mean
+from distilkit.errors import SettingError, UserError, did_you_mean
 from distilkit.randomness import generator
 
 __all__ = ["DataSpec", "ImageData", "Split", "fingerprint", "load", "names", "presence", "spec", "traits"]
@@ -54,7 +54,7 @@ def spec(name: str, root: Path, image_size: int | None = None, channels: int | N
     (None: 3). Raises `SettingError` for an unknown name or what a set does not leave open, `UserError` where a
     folder is missing.
     """
-    return _source(name).spec(root.expanduser(), image_size, channels)
+    return _source(name).spec(_place(root), image_size, channels)
 
 
 def presence(name: str, root: Path, *, download: bool) -> tuple[bool, str]:
@@ -62,7 +62,7 @@ def presence(name: str, root: Path, *, download: bool) -> tuple[bool, str]:
 
     Looks for files, does not read them: damage shows itself when they are loaded.
     """
-    return _source(name).presence(root.expanduser(), download=download)
+    return _source(name).presence(_place(root), download=download)
 
 
 def load(
@@ -96,7 +96,7 @@ def load(
     """
     if unknown := set(splits) - set(SPLITS):
         raise ValueError(f"no such splits: {', '.join(sorted(unknown))}")
-    source, root = _source(name), root.expanduser()
+    source, root = _source(name), _place(root)
     parts = [part for part, users in (("train", {"train", "validation"}), ("test", {"test"})) if users & set(splits)]
     source.prepare(root, parts, download=download)
     described = source.spec(root, image_size, channels)
@@ -135,6 +135,22 @@ def load(
     return ImageData(described, found, {key: fingerprint(split, described.classes) for key, split in found.items()})
 
 
+def _place(root: Path) -> Path:
+    """The folder that is meant. Raises `SettingError` for the home of nobody."""
+    try:
+        return expanded(root)
+    except UserError as error:
+        raise SettingError("data.root", error.problem, error.hint) from error
+
+
+def expanded(path: Path) -> Path:
+    """`~` and `~user` in full. Raises `UserError` for a user whom this machine does not know."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no user {path.parts[0][1:]!r} here", "write the folder in full") from error
+
+
 def balance(labels: Tensor | np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Count the images of each class: the smallest and the largest class, and all that have no image."""
     counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(classes))
@@ -147,7 +163,7 @@ def balance(labels: Tensor | np.ndarray, classes: Sequence[str]) -> dict[str, An
 
 def balances(name: str, root: Path, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Count the images of each class before any is read; empty where only reading them would tell."""
-    labels = _source(name).labels(root.expanduser()) or {}
+    labels = _source(name).labels(_place(root)) or {}
     return {part: balance(each, classes) for part, each in labels.items()}
 
 

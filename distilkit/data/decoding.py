@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from distilkit.data import augment
 from distilkit.data.pixels import UNREADABLE, Framing, Pixels, as_array, decode, reason, to_mode
@@ -30,6 +30,8 @@ NAMED_FILES = 10
 PREFETCH = 2
 """Batches that every worker makes ahead."""
 MOST_WORKERS = 16
+NO_WORKERS = "data.workers = 0 decodes in the training process itself"
+LARGER = "give /dev/shm more room (docker run --shm-size 2g), or lower data.workers or train.batch_size"
 # Files that a thread decodes at a time: one by one, handing them out costs as much as decoding 32 x 32 pixels.
 RUN = 32
 _EXIF_ORIENTATION = 0x0112
@@ -117,7 +119,14 @@ class Decoder(Dataset[Decoded]):
                     boxes[:, place] = box_51[:, 0]
             except UNREADABLE as error:
                 faults.append(f"{path}: {reason(path, error)}")
-        return Decoded(torch.from_numpy(images_BHWC), boxes, faults)
+        decoded = Decoded(torch.from_numpy(images_BHWC), boxes, faults)
+        if get_worker_info() is not None:
+            # As the batch is handed over. Were it left to the thread that does so, want of shared memory would end that
+            # thread, and the training would wait for ever.
+            for tensor in (decoded.images_BHWC, decoded.boxes_5B):
+                if tensor is not None:
+                    tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return decoded
 
 
 def default_workers() -> int:
@@ -149,8 +158,17 @@ def decode_batches(framing: Framing, requests: Iterable[Request], workers: int, 
     """Decode one batch after another, in order, in `workers` processes that run ahead; 0: in this one.
 
     `requests` is taken from as far ahead as the workers are. `pin`: into page-locked memory, for a CUDA device.
-    Raises `UserError` if a worker dies.
+    Raises `UserError` if a worker dies, or none can be started.
     """
+    if workers:
+        try:
+            _context().Lock()
+        except OSError as error:  # which the loader's own iterator does not survive without complaints of its own
+            raise ImagesLostError(
+                f"no worker processes can be started to decode images: {error.strerror or error}; they talk through "
+                "/dev/shm",
+                NO_WORKERS,
+            ) from error
     with warnings.catch_warnings():
         # More workers than cores are as the recipe says: reading may wait for the disk.
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
@@ -167,16 +185,21 @@ def decode_batches(framing: Framing, requests: Iterable[Request], workers: int, 
             generator=torch.Generator(),
         )
         batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            if lost := _lost(batches, error):
-                raise lost from error
-            raise
-        yield batch
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                if lost := _lost(batches, error):
+                    raise lost from error
+                raise
+            yield batch
+    finally:
+        # An error keeps the iterator alive, and with it the other workers, for which the process would wait at its end.
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()
 
 
 def _context() -> Any:
@@ -208,8 +231,11 @@ def _lost(batches: Any, error: Exception) -> ImagesLostError | None:
             {f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}" for code in codes}
         )
     )
+    last = str(error).strip().splitlines()[-1]
+    if not codes and "shared memory" in last.lower():
+        return ImagesLostError(f"worker processes have no room to hand over images: {last}", f"{LARGER}; {NO_WORKERS}")
     return ImagesLostError(
         f"a worker process that decodes images was lost ({how or str(error).splitlines()[0]})",
         "often the memory was too small for all workers (SIGKILL), or /dev/shm was (SIGBUS): lower data.workers or "
-        "train.batch_size; data.workers = 0 decodes in the training process itself",
+        f"train.batch_size; {NO_WORKERS}",
     )

@@ -1,5 +1,6 @@
 """A user's own images as arrays: one .npz file, as NumPy, Keras and MedMNIST write them."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Sequence
@@ -18,7 +19,8 @@ from distilkit.errors import SettingError, UserError
 
 # What NumPy and zipfile raise on files that are damaged, or hold what is not numbers.
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, zipfile.BadZipFile, zlib.error)
-UNREADABLE_TOO = (NotImplementedError, RuntimeError, MemoryError)
+# An array's head is Python's own notation, of which NumPy asks Python's tokenizer where it is not understood at once.
+UNREADABLE_TOO = (NotImplementedError, RuntimeError, MemoryError, tokenize.TokenError)
 
 IMAGES = ("x_{}", "{}_x", "{}_images", "images_{}", "X_{}")
 LABELS = ("y_{}", "{}_y", "{}_labels", "labels_{}", "Y_{}")

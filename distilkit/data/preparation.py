@@ -15,6 +15,8 @@ Layout = Literal["nchw", "nhwc"]
 Type = Literal["float32", "float16", "uint8"]
 
 FORMAT = 1
+LARGEST = 8192
+"""Pixels to a side, beyond what any network is trained with: the square of it is memory."""
 
 
 class Preparation(NamedTuple):
@@ -39,7 +41,9 @@ class Preparation(NamedTuple):
             document = json.loads(text)
             sizes = (document["height"], document["resize"]["to"], document["channels"])
             found = cls(Framing(*sizes), document["layout"], document["dtype"])
-            understood = all(type(size) is int and size > 0 for size in sizes) and found._document() == document
+            understood = (
+                all(type(size) is int and 0 < size <= LARGEST for size in sizes) and found._document() == document
+            )
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise ValueError("not a description of how pictures are prepared") from error
         if not understood:

@@ -52,7 +52,12 @@ def open_session(file: Path, threads: int | None = None, device: Device = "cpu")
     if threads is not None:
         options.intra_op_num_threads = threads
     wanted = [(_CUDA, _CUDA_SETTINGS), _CPU] if device == "cuda" else [_CPU]
-    session = onnxruntime.InferenceSession(str(file), options, providers=wanted, enable_fallback=0)
+    try:
+        # It prints what it makes of some faults, where a document in JSON may be expected.
+        with contextlib.redirect_stdout(io.StringIO()):
+            session = onnxruntime.InferenceSession(str(file), options, providers=wanted, enable_fallback=0)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is damaged: its names are not UTF-8", "name a file that is whole") from error
     # Where a provider cannot start, ONNX Runtime computes on the CPU without a word.
     if device == "cuda" and _CUDA not in session.get_providers():
         raise UserError(

@@ -307,7 +307,7 @@ def _robustness_text(run: Run, member: str | None = None) -> str:
         paragraphs = [
             text for each in measured if member in (None, each["member"]) for text in _measured(each, settings)
         ]
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return ""
     return f"## Robustness\n\n{chr(10).join(f'- {text}' for text in paragraphs)}\n\n" if paragraphs else ""
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from distilkit.run import appearing
+
 PANELS = (
     ("cross_entropy", "train", "cross-entropy on training images, nats"),
     ("curves", "train", "top-1 error on training images, %"),
@@ -42,6 +44,8 @@ def plot_curves(runs: Sequence[dict[str, Any]], stem: Path, statistics: str, dir
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "distilkit"}):
-        figure.savefig(files[0], dpi=130, metadata={"Software": None})
-        figure.savefig(files[1], metadata={"Date": None})
+        with appearing(files[0]) as partial:
+            figure.savefig(partial, dpi=130, metadata={"Software": None})
+        with appearing(files[1]) as partial:
+            figure.savefig(partial, metadata={"Date": None})
     return files

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit.report.charts import Chart, HeatMap, Picture, Series
+from distilkit.run import appearing
 
 COLOURS = ("#1f6fb4", "#c24e18", "#0f7f5f", "#8a4fae", "#946500", "#c03a7a", "#0a7a8f", "#5a6470")
 MARKS = ("o", "s", "^", "D", "v", "P", "*")
@@ -37,8 +38,10 @@ def write_figures(pictures: Sequence[tuple[str, Picture]], folder: Path) -> list
         axes.set_title(picture.title.replace("$", r"\$"), fontsize="medium")
         stem = folder / safe_name(f"{prefix}-{picture.name}" if prefix else picture.name)
         with matplotlib.rc_context({"svg.hashsalt": "distilkit"}):
-            figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
-            figure.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
+            with appearing(stem.with_suffix(".svg")) as partial:
+                figure.savefig(partial, metadata={"Date": None})
+            with appearing(stem.with_suffix(".png")) as partial:
+                figure.savefig(partial, dpi=150, metadata={"Software": None})
         files += [stem.with_suffix(".svg"), stem.with_suffix(".png")]
     return files
 

@@ -191,7 +191,7 @@ def latencies(file: Path) -> Latencies:
         described = f"{cores} cores" if isinstance(cores, int) else "unknown cores"
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}", hint) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is not what distilkit benchmark --json prints", hint) from error
     if not medians:
         raise UserError(

@@ -1,5 +1,9 @@
 """The names of what lies in a run's folder, and what its run.json always says. Imports no torch."""
 
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
 FORMAT = 1
 RECORD = "run.json"
 RECIPE = "recipe.toml"
@@ -7,3 +11,19 @@ METRICS = "metrics.jsonl"
 LOCK = ".lock"
 REQUIRED = ("state", "method", "architecture", "members", "leader", "ensemble", "parameters", "flops", "data", "seed")
 """What every run.json says from its first moment on."""
+
+
+def begun(record: Mapping[str, Any]) -> str:
+    """By which runs are put in the order in which they began, from run.json: a time in ISO 8601.
+
+    `created`; or `after`, where a clock had been set back: a microsecond after those that were there already.
+    """
+    return max(str(record.get("created", "")), str(record.get("after", "")))
+
+
+def after(latest: str) -> str:
+    """What is just later than `latest`; empty where that is no time."""
+    try:
+        return (datetime.fromisoformat(latest) + timedelta(microseconds=1)).isoformat()
+    except (ValueError, OverflowError):
+        return ""

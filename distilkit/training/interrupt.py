@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: the first asks the training to save at the next step, the second ends it at once."""
+"""Ctrl-C and SIGTERM: the first asks the training to save at the next step, the second ends it at once.
+
+Outside of the training's steps either ends the command where it is, as Python's own KeyboardInterrupt does. Imports no
+torch: the command line needs some of it before anything else.
+"""
 
 import os
 import signal
@@ -13,11 +17,19 @@ ECHO = 2.0
 """Seconds within which the same signal, sent again to one process of several, is the first one's echo."""
 
 
-class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """The run was asked to stop, and its state has been saved. `signum`: SIGINT or SIGTERM; `saved`: a checkpoint."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing has to be saved first."""
 
-    def __init__(self, signum: int, saved: str, run: Path) -> None:
-        super().__init__(f"interrupted by {signal.Signals(signum).name}; saved as {saved} in {run}")
+
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """The run was asked to stop, and its state has been saved.
+
+    `signum`: SIGINT or SIGTERM; `saved`: a checkpoint, None where there is none yet.
+    """
+
+    def __init__(self, signum: int, saved: str | None, run: Path) -> None:
+        stands = f"saved as {saved} in {run}" if saved else f"nothing of {run} was trained yet"
+        super().__init__(f"interrupted by {signal.Signals(signum).name}; {stands}")
         self.signum = signum
         self.saved = saved
         self.run = run
@@ -38,6 +50,16 @@ class StopRequest:
             self.signum, self.asked_at = signum, time.monotonic()
         elif signum != self.signum or time.monotonic() - self.asked_at >= self.echo:
             os._exit(128 + signum)
+
+
+def signum_of(error: KeyboardInterrupt) -> int:
+    """Which signal it was that ended the command."""
+    return signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+
+
+def leave_at_once(signum: int, frame: FrameType | None) -> None:
+    """Answer a second signal, while the first one is being answered."""
+    os._exit(128 + signum)
 
 
 @contextmanager

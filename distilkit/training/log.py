@@ -48,16 +48,20 @@ def read(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     lines: list[dict[str, Any]] = []
-    for text in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if text.endswith("\n"):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                line = None
-            if not isinstance(line, dict) or "epoch" not in line:
-                where = f"{file}, line {len(lines) + 1}"
-                raise UserError(f"{where} is damaged: it is no epoch's JSON object", "put the line right, or remove it")
-            lines.append(line)
+    try:
+        # By line feeds alone: Python knows other ends of lines, which JSON's texts may hold.
+        found = file.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}", "make it readable") from error
+    for text in found:
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or type(line.get("epoch")) is not int:
+            where = f"{file}, line {len(lines) + 1}"
+            raise UserError(f"{where} is damaged: it is no epoch's JSON object", "put the line right, or remove it")
+        lines.append(line)
     return lines
 
 

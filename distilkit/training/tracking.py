@@ -245,6 +245,6 @@ def _identities(folder: Path) -> dict[str, str]:
     """By tracker, by which name that knows the run; what cannot be read is forgotten."""
     try:
         known = json.loads((folder / IDENTITIES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {str(name): known[name] for name in known if isinstance(known[name], str)} if isinstance(known, dict) else {}

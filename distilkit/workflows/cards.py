@@ -74,7 +74,7 @@ def same_recipe(run: Run) -> tuple[Run, ...]:
                 continue
             if record["seed"] != run.record["seed"]:
                 alike.append(Run.open(file.parent))
-        except (OSError, ValueError, KeyError, TypeError, UserError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
             continue
     group = next(group for group in grouped(alike) if run in group.runs)
     return group.trainings

@@ -11,6 +11,7 @@ from typing import Any
 from distilkit.errors import UserError
 from distilkit.recipe import Recipe, load
 from distilkit.run import RECIPE, Run
+from distilkit.training import files
 
 APART = frozenset(
     {
@@ -45,7 +46,7 @@ class Group:
     def trainings(self) -> tuple[Run, ...]:
         """One run of each seed, the newest, by seed: a training repeated with its seed is no second sample."""
         newest: dict[int, Run] = {}
-        for run in sorted(self.runs, key=lambda run: str(run.record.get("created", ""))):
+        for run in sorted(self.runs, key=lambda run: files.begun(run.record)):
             newest[run.record["seed"]] = run
         return tuple(newest[seed] for seed in sorted(newest))
 

@@ -130,7 +130,12 @@ def new_folder(folder: Path, option: str) -> Iterator[Path]:
     partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        yield partial
+        try:
+            yield partial
+        except UserError as error:
+            # Whoever fills it knows it by the name that it has meanwhile.
+            error.problem = error.problem.replace(str(partial), str(folder))
+            raise
         partial.replace(folder)
     except OSError as error:
         raise UserError(

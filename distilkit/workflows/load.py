@@ -47,7 +47,7 @@ class LoadedClassifier(Classifier):
 
 def load(path: Path | str, *, member: str | None, checkpoint: str | None, trust_code: bool) -> LoadedClassifier:
     """See `distilkit.load`."""
-    folder = Path(path).expanduser()
+    folder = datasets.expanded(Path(path))
     with own.code_trusted(trust_code):
         try:
             # What is named in vain may be the folder of all runs: then the hint lists them.

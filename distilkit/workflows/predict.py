@@ -22,6 +22,10 @@ from distilkit.export.runtime import RUNTIME_ERRORS, Device, open_session
 from distilkit.observer import Observer
 
 BATCH = 32
+MOST_AT_A_TIME = 65_536
+"""What `distilkit export --batch` takes at most: the memory of a batch is that of so many pictures."""
+PIXELS = 2**26
+"""Of a batch, where neither the user nor the file says how many images it has: large pictures, fewer at a time."""
 OUTPUT = "probabilities"
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
@@ -68,7 +72,7 @@ def predict(
     paths, unanswered = find(images)
     predictions: list[dict[str, Any]] = []
     done = 0
-    for part, pixels in _decoded(paths, deployed.preparation, deployed.batch or batch or BATCH, threads):
+    for part, pixels in _decoded(paths, deployed.preparation, deployed.batch or batch or _fitting(deployed), threads):
         whole = [(path, each) for path, each in zip(part, pixels, strict=True) if not isinstance(each, str)]
         unanswered += [Unread(path, each) for path, each in zip(part, pixels, strict=True) if isinstance(each, str)]
         if whole:
@@ -103,7 +107,13 @@ def open_file(file: Path, threads: int | None = None, device: Device = "cpu") ->
             f"{file} cannot be opened by ONNX Runtime: {_first_line(error)}",
             "name a file that distilkit export wrote, and that is whole",
         ) from error
-    about = session.get_modelmeta().custom_metadata_map
+    try:
+        about = session.get_modelmeta().custom_metadata_map
+        inputs = session.get_inputs()
+        given = ", ".join(f"{each.name}: {each.type} {each.shape}" for each in inputs)  # names are decoded only here
+        outputs = {output.name: output.shape for output in session.get_outputs()}
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is damaged: its names are not UTF-8", EXPORT_AGAIN) from error
     if "distilkit_version" not in about:
         raise UserError(
             f"{file} was not exported by distilkit: it says neither its classes nor how pictures are prepared",
@@ -122,26 +132,31 @@ def open_file(file: Path, threads: int | None = None, device: Device = "cpu") ->
             raise ValueError("its classes are not a list of names")
     except (ValueError, RecursionError) as error:
         raise UserError(f"the metadata of {file} cannot be used: {error}", EXPORT_AGAIN) from error
-    inputs = session.get_inputs()
-    shape = inputs[0].shape
+    shape = inputs[0].shape if inputs else []
     fits = [
         len(inputs) == 1 and len(shape) == 4,
-        TYPES.get(inputs[0].type) == preparation.dtype,
+        bool(inputs) and TYPES.get(inputs[0].type) == preparation.dtype,
         # A name stands for any size.
         all(have == want or isinstance(have, str) for have, want in zip(shape[1:], preparation.shape(), strict=False)),
     ]
     if not all(fits):
         raise UserError(
-            f"{file} contradicts itself: its input is {inputs[0].type} {shape}, its metadata speak of "
+            f"{file} contradicts itself: its input is {given or 'missing'}, its metadata speak of "
             f"{preparation.dtype} {list(preparation.shape())}",
             EXPORT_AGAIN,
         )
-    outputs = {output.name: output.shape for output in session.get_outputs()}
+    batch = shape[0] if isinstance(shape[0], int) else None
+    if batch is not None and not 1 <= batch <= MOST_AT_A_TIME:
+        raise UserError(f"{file} takes {batch} images at a time; 1 to {MOST_AT_A_TIME} make sense", EXPORT_AGAIN)
     if OUTPUT not in outputs or outputs[OUTPUT][-1:] != [len(classes)]:
         raise UserError(f"{file} does not give the probabilities of its {len(classes)} classes", EXPORT_AGAIN)
-    return Deployed(
-        session, tuple(classes), preparation, inputs[0].name, shape[0] if isinstance(shape[0], int) else None
-    )
+    return Deployed(session, tuple(classes), preparation, inputs[0].name, batch)
+
+
+def _fitting(deployed: Deployed) -> int:
+    """How many images at a time, of this size."""
+    side = deployed.preparation.framing.short_side
+    return max(1, min(BATCH, PIXELS // side**2))
 
 
 def find(images: Iterable[str]) -> tuple[list[str], list[Unread]]:

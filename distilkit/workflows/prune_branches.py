@@ -21,6 +21,7 @@ from distilkit.run import (
     MODEL,
     RECORD,
     DataRecord,
+    appearing,
     find_run,
     inside,
     stock_classifier,
@@ -82,9 +83,8 @@ def prune_branches(
         "data": run.data.model_dump(mode="json"),
     }
     with writable(output or inside(run.path, "pruned")) as folder:
-        partial = folder / f".partial-{MODEL}"
-        partial.write_bytes(contents)
-        partial.replace(folder / MODEL)
+        with appearing(folder / MODEL) as partial:
+            partial.write_bytes(contents)
         write_json(folder / CONFIG, config)
     if output is None:
         refresh(run.path, observer)

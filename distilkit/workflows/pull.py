@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from distilkit.data.datasets import expanded
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.workflows import hub
@@ -19,7 +20,7 @@ def pull(source: str, *, to: Path | None, revision: str | None, observer: Observ
     nothing appears in `to` before all of them were opened. Raises `UserError` for what is not there, not allowed,
     damaged, too large, or would execute code that nobody has trusted.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(Path(source))
     if os.path.lexists(folder):
         if revision is not None:
             raise UserError(f"{source} is a folder and has no revisions", "leave --revision out")

@@ -87,18 +87,19 @@ def quantize(
     target = file.with_name(f"{file.stem}-{asked.scheme}{file.suffix}")
     unchecked, failed = (target.with_name(f"{target.stem}.{word}{target.suffix}") for word in ("unchecked", "failed"))
     result: dict[str, Any] = {"scheme": asked.scheme, "reduce_range": reduce_range, "integer_dot_products": vnni}
-    if asked.scheme == "int8":
-        calibration = asked.calibration or "minmax"
-        chosen = drawn_over_classes(train.labels, asked.calibration_images or CALIBRATION_IMAGES, seed)
-        images = calibration_images(train, chosen)
-        observer.note(f"quantising to 8 bits, calibrating ({calibration}) on {len(images)} training images")
-        quantize_static(file, unchecked, form.arrange(images), {}, calibration=calibration, reduce_range=reduce_range)
-        result |= {"calibration": calibration, "calibration_images": len(images)}
-    else:
-        observer.note("quantising the weights to 8 bits")
-        quantize_dynamic(file, unchecked, {}, reduce_range=reduce_range)
-        result |= {"calibration": None, "calibration_images": 0}
     try:
+        if asked.scheme == "int8":
+            calibration = asked.calibration or "minmax"
+            chosen = drawn_over_classes(train.labels, asked.calibration_images or CALIBRATION_IMAGES, seed)
+            images = calibration_images(train, chosen)
+            observer.note(f"quantising to 8 bits, calibrating ({calibration}) on {len(images)} training images")
+            arranged = form.arrange(images)
+            quantize_static(file, unchecked, arranged, {}, calibration=calibration, reduce_range=reduce_range)
+            result |= {"calibration": calibration, "calibration_images": len(images)}
+        else:
+            observer.note("quantising the weights to 8 bits")
+            quantize_dynamic(file, unchecked, {}, reduce_range=reduce_range)
+            result |= {"calibration": None, "calibration_images": 0}
         observer.note(f"comparing both files on {len(test.labels)} test images")
         sides = {
             name: _judged(path, test, form, f"test images, {name}", observer)

@@ -136,7 +136,7 @@ def read_thresholds(file: Path) -> Thresholds:
         found = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no thresholds file {file}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         raise UserError(f"the thresholds file {file} cannot be read: {error}") from error
     try:
         thresholds = Thresholds.model_validate(found)

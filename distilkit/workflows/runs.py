@@ -229,6 +229,7 @@ def _described(path: Path) -> dict[str, Any]:
         "top1_error": error,
         "error_epoch": error_epoch,
         "created": created.isoformat(),
+        "after": _moment(record.get("after")),
         "age_seconds": max(0.0, (datetime.now(UTC) - created).total_seconds()),
         "bytes": _size(path),
         "problem": problem,
@@ -342,8 +343,21 @@ def _size(path: Path) -> int:
     return total
 
 
+def _moment(text: object) -> str | None:
+    """A time as run.json has it, None where there is none."""
+    try:
+        return datetime.fromisoformat(str(text)).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _youth(row: dict[str, Any]) -> float:
+    """The newest first, in the order of `files.begun`: the age alone would not do where a clock was set back."""
+    return -max(datetime.fromisoformat(row[time]).timestamp() for time in ("created", "after") if row[time])
+
+
 _SORTS: dict[SortKey, Callable[[dict[str, Any]], Any]] = {
-    "age": lambda row: row["age_seconds"],
+    "age": lambda row: _youth(row),
     "name": lambda row: row["name"],
     "method": lambda row: row["method"],
     "seed": lambda row: row["seed"],

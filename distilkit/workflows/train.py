@@ -19,7 +19,7 @@ from distilkit.analysis.learner_cost import LearnerCost, learner_cost
 from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
 from distilkit.data.storage import Storage, choose, processes_here
-from distilkit.errors import UserError
+from distilkit.errors import UserError, first_line, out_of_memory
 from distilkit.group import BranchGroup, Normalize
 from distilkit.learner import Learner
 from distilkit.models.own import UntrustedCodeError
@@ -31,7 +31,7 @@ from distilkit.training import precision as precisions
 from distilkit.training import threads as thread_counts
 from distilkit.training.build import build_learner, placed
 from distilkit.training.footprint import checkpoint_bytes
-from distilkit.training.interrupt import Interrupted
+from distilkit.training.interrupt import Interrupted, signum_of
 from distilkit.training.pretrained import start_from
 from distilkit.training.processes import from_main, is_main, join, lost_ones_named, make_accelerator
 from distilkit.training.teacher import Teacher
@@ -118,9 +118,10 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     with here.main_process_first():
         data = _load(recipe)
     _normalise_for(learner, data)
-    threads, thread_probe = _threads(recipe, learner, data, here, observer)
-    with thread_counts.threads(threads):
-        recipe, probe = _with_precision(recipe, learner, data, here)
+    with _memory_named(recipe, here.num_processes):
+        threads, thread_probe = _threads(recipe, learner, data, here, observer)
+        with thread_counts.threads(threads):
+            recipe, probe = _with_precision(recipe, learner, data, here)
     with placed(recipe):
         check_settings(recipe, len(data.splits["train"].labels), here.device, here.num_processes)
     path = None
@@ -305,7 +306,7 @@ def _fit(
         with placed(recipe):
             check_settings(recipe, len(data.splits["train"].labels), accelerator.device, accelerator.num_processes)
             teacher = open_teacher(recipe, run.data)
-        with _memory_named():
+        with _memory_named(recipe, accelerator.num_processes, run.path):
             trainer = Trainer(recipe, learner, data, accelerator, run.path, observer, teacher)
             if saved:
                 trainer.restore(saved)
@@ -322,19 +323,27 @@ def _fit(
             # As many as it began with, so that a resumed run adds up in the same order.
             with thread_counts.threads(run.record.get("threads", {}).get("used")):
                 trainer.fit()
+        observer.training_finished()
+        if main:
+            final = _final(run, learner)
+            run.record["final"] = final
+            finished_card(run, observer)
+            # "done" comes last: nobody resumes a run that says so.
+            run.update(state="done")
     except BaseException as error:
-        if main and begun:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        if main and begun and run.record["state"] != "done":
+            run.record.pop("final", None)
             # A folder that cannot be written must not hide what went wrong.
             with contextlib.suppress(UserError):
-                run.update(state="interrupted" if isinstance(error, Interrupted) else "failed")
+                run.update(state="interrupted" if stopped else "failed")
+        if isinstance(error, KeyboardInterrupt):
+            # Before the first step or after the last: what was saved is what a resumption begins with.
+            saved_last = checkpoints.pointed(run.checkpoints, "last")
+            raise Interrupted(signum_of(error), saved_last, run.path) from error
         raise
     finally:
         observer.training_finished()
-    if main:
-        # "done" comes last: nobody resumes a run that says so.
-        run.record["final"] = _final(run, learner)
-        finished_card(run, observer)
-        run.update(state="done")
     accelerator.wait_for_everyone()
     return result(Run.open(run.path))
 
@@ -355,14 +364,29 @@ def _described(recipe: Recipe, learner: Learner, cost: LearnerCost, data: DataRe
 
 
 @contextlib.contextmanager
-def _memory_named() -> Iterator[None]:
-    """Say what to change where the device has too little memory."""
+def _memory_named(recipe: Recipe, processes: int, run: Path | None = None) -> Iterator[None]:
+    """Say what to change where the device has too little memory: first what leaves the training as it is."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        size, parts = recipe.train.batch_size, recipe.train.accumulation
+        least = 2 if recipe.model.norm == "batch" else 1
+        hints = []
+        if size // (2 * parts * processes) >= least:
+            more = f"--set train.accumulation={2 * parts}"
+            hints.append(f"{more} (the batch stays {size}, computed {size // (2 * parts)} images at a time)")
+        if size // (2 * processes * parts) >= least:
+            hints.append(f"--set train.batch_size={size // 2}")
+        else:
+            hints.append("a smaller model, or fewer students")
+        if run is not None and checkpoints.pointed(run / "checkpoints", "last"):
+            hints.append(f"RECIPE --resume {run} --accept-changes with the first of these goes on where it stopped")
+        at_a_time = f"{size // parts} images at a time" if parts > 1 else f"batches of {size} images"
         raise UserError(
-            f"the device has too little memory for this training: {str(error).splitlines()[0]}",
-            "raise train.accumulation (the batch in more parts), or lower train.batch_size",
+            f"the device has too little memory for this training in {at_a_time}: {first_line(error)}",
+            f"try {'; or '.join(hints)}",
         ) from error
 
 
