@@ -60,7 +60,9 @@ def distillation(results: Results) -> Figure | None:
         axis.grid(alpha=0.25)
     panels[0].set_ylabel("top-1 error, %")
     panels[1].legend(fontsize="small")
-    _titled(figure, "Effect of online distillation (ONE, Fig. 3)", rows["one"])
+    _titled(
+        figure, "Effect of online distillation (ONE, Fig. 3)", rows, ("baseline", "one_without_distillation", "one")
+    )
     return figure
 
 
@@ -139,7 +141,7 @@ def group_size(results: Results) -> Figure | None:
     axis.set_ylabel("top-1 test error, %")
     axis.grid(alpha=0.25)
     axis.legend(fontsize="small")
-    _titled(figure, "Impact of group size (OKDDip, Fig. 3)", next(iter(rows.values())))
+    _titled(figure, "Impact of group size (OKDDip, Fig. 3)", rows, list(rows))
     return figure
 
 
@@ -165,7 +167,7 @@ def _diversity(results: Results, rows: Sequence[str], split: str, title: str, la
     axis.set_ylabel(label)
     axis.grid(alpha=0.25)
     axis.legend(fontsize="small")
-    _titled(figure, title, results["rows"][there[-1]])
+    _titled(figure, title, results["rows"], there)
     return figure
 
 
@@ -227,9 +229,11 @@ def _means(curves: Sequence[Sequence[float]]) -> list[float]:
     return [statistics.fmean(column) for column in zip(*curves, strict=True)]
 
 
-def _titled(figure: Figure, title: str, runs: Mapping[str, Any]) -> None:
+def _titled(figure: Figure, title: str, rows: Mapping[str, Any], shown: Sequence[str]) -> None:
+    counts = sorted({len(rows[row]) for row in shown if row in rows})
+    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     # Two lines: in one, the longer titles leave the picture.
-    figure.suptitle(f"{title}\nmean of {len(runs)} seeds, band: one deviation", fontsize="medium")
+    figure.suptitle(f"{title}\nmean of {seeds} seeds, band: one deviation", fontsize="medium")
 
 
 def _write(figure: Figure, stem: Path) -> list[Path]:
