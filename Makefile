@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/quickstart.toml
 
-.PHONY: quickstart test test-long lint reproduce bench fuzz clean
+.PHONY: quickstart test test-long lint docs reproduce bench fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distilkit needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -38,6 +38,15 @@ test: lint
 test-long: lint
 	$(PYTEST)
 
+# The documentation site, into site/: strictly, that is, a link to nowhere ends it. What its pages take from the program is
+# made anew by docs/tools/renew.py.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m zensical build --clean --strict
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
 # A table of trainings in slices, see benchmarks/reproduce.py: make reproduce TABLE=small DATA=images MINUTES=60 JOBS=2
 TABLE ?= small
 MINUTES ?= 60
@@ -55,4 +64,4 @@ fuzz: $(VENV)/.installed-dev
 	$(PYTEST) -m long tests/test_hostile_options.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .cache .pytest_cache .mypy_cache .ruff_cache

@@ -15,7 +15,7 @@ from distilkit.observer import Observer
 from distilkit.recipe import Recipe, load
 from distilkit.workflows.train import train
 
-pytest_plugins = ("browser",)
+pytest_plugins = ("browser", "snippets")
 
 TINY = """
 name = "tiny"
