@@ -3,7 +3,7 @@
 python docs/tools/options.py
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from distilkit import methods
@@ -21,12 +21,17 @@ def drawn() -> dict[Path, str]:
     pages = {}
     for name in methods.names():
         file = FOLDER / f"{name}.md"
-        before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not (begin and end):
-            raise ValueError(f"{file} has lost its marks {BEGIN!r} and {END!r}")
-        pages[file] = "\n".join([f"{before}{BEGIN}", "", *_options(name), f"{END}{after}"])
+        pages[file] = between_marks(file, _options(name))
     return pages
+
+
+def between_marks(file: Path, lines: Iterable[str]) -> str:
+    """What is to be in a page: what it has now, with these lines between its marks."""
+    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{file} has lost its marks {BEGIN!r} and {END!r}")
+    return "\n".join([f"{before}{BEGIN}", "", *lines, f"{END}{after}"])
 
 
 def _options(name: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ python docs/tools/renew.py --check     # says what is stale, exit status 1
 import sys
 from pathlib import Path
 
+import choosing
 import commands
 import draw_imports
 import draw_methods
@@ -18,7 +19,7 @@ from distilkit.recipe import reference
 def drawn() -> dict[Path, str]:
     """Every file that is made, and what is to be in it."""
     recipes = {reference.PAGE: reference.renewed(reference.PAGE.read_text(encoding="utf-8"))}
-    return recipes | commands.drawn() | options.drawn() | draw_methods.drawn() | draw_imports.drawn()
+    return recipes | commands.drawn() | options.drawn() | choosing.drawn() | draw_methods.drawn() | draw_imports.drawn()
 
 
 def stale() -> dict[Path, str]:
