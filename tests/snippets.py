@@ -41,7 +41,8 @@ SKIPPED: dict[tuple[str, str], str] = {
     ("docs/web-demo/README.md", "python -m http.server ..."): SERVES,
     ("docs/tracking.md", "tensorboard ..."): SERVES,
     ("*", "distilkit train --resume ..."): RESUMES,
-    ("*", "distilkit push runs/one --repo ..."): HUB,
+    ("docs/hub.md", "distilkit push runs/one --repo ..."): HUB,
+    ("docs/commands.md", "distilkit push runs/one_resnet32-20260101T120000Z --repo ..."): HUB,
     ("*", "distilkit pull user/name ..."): HUB,
 }
 
