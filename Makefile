@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/quickstart.toml
 
-.PHONY: quickstart test test-long test-fast test-oldest test-newest test-wheel coverage lint reproduce bench fuzz audit clean
+.PHONY: quickstart test test-long test-fast test-oldest test-newest test-wheel coverage lint docs reproduce bench fuzz audit clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distilkit needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -77,6 +77,15 @@ test-wheel: $(VENV)/.installed-dev
 		prune-branches "export --mode single --format onnx"; \
 	do venv/bin/distilkit $$words; done
 
+# The documentation site, into site/: strictly, that is, a link to nowhere ends it. What its pages take from the program is
+# made anew by docs/tools/renew.py.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m zensical build --clean --strict
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
 # A table of trainings in slices, see benchmarks/reproduce.py: make reproduce TABLE=small DATA=images MINUTES=60 JOBS=2
 TABLE ?= small
 MINUTES ?= 60
@@ -103,4 +112,4 @@ audit: $(VENV)/.installed-dev
 	$(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist site .cache htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache

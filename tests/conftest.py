@@ -16,7 +16,7 @@ from distilkit.observer import Observer
 from distilkit.recipe import Recipe, load
 from distilkit.workflows.train import train
 
-pytest_plugins = ("browser",)
+pytest_plugins = ("browser", "snippets")
 
 # `make test-fast`: files that tell most for their CPU seconds. Losses and gradients, cuts, recipes and their messages,
 # the data's arithmetic, imports; of trainings only very small ones.

@@ -289,11 +289,11 @@ def test_the_page_s_example_works_as_printed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for language, text in _blocks():
-        if language:
+        if language != "sh":
             name = text.splitlines()[0].removeprefix("# ")
             assert name in ("small_net.py", "small.toml")
             (tmp_path / name).write_text(text)
-    commands = [line for language, text in _blocks() if not language for line in text.splitlines()]
+    commands = [line for language, text in _blocks() if language == "sh" for line in text.splitlines()]
     assert len(commands) == 7
     for command in commands:
         words = shlex.split(command)

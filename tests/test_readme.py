@@ -18,7 +18,7 @@ def _printed_commands(page: Path) -> list[list[str]]:
     """The `distilkit ...` lines of the page's code blocks, without their comments."""
     # Blocks of every language, or the end of one would be taken for the beginning of another.
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    shell = [block for language, block in blocks if not language]
+    shell = [block for language, block in blocks if language == "sh"]
     lines = [line for block in shell for line in block.splitlines() if line.startswith("distilkit ")]
     return [shlex.split(line, comments=True) for line in lines]
 

@@ -35,6 +35,16 @@ def renewed(page: str) -> str:
     return f"{before}{BEGIN}\n\n{reference()}\n{END}{after}"
 
 
+def key_table(model: type[BaseModel]) -> list[str]:
+    """Write a section's keys other than `name` as a table in Markdown: what each takes, its default, its meaning."""
+    return list(_table(_row(key, field) for key, field in model.model_fields.items() if key != "name"))
+
+
+def group_sentence(options: type[MethodOptions]) -> str:
+    """Say what `[group]` may hold for a method, and what it holds by default."""
+    return _group(options)
+
+
 def _lines() -> Iterator[str]:
     yield "## Built-in recipes"
     yield ""
