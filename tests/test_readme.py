@@ -31,7 +31,7 @@ def test_the_readme_shows_every_command() -> None:
 
     shown = {command[1] for command in COMMANDS}
     assert shown == {command.name for command in [*app.registered_commands, *app.registered_groups]}
-    assert len(COMMANDS) == 18
+    assert len(COMMANDS) == 21
 
 
 @pytest.mark.parametrize("command", [shlex.join(command) for command in COMMANDS])
@@ -48,7 +48,7 @@ def test_command_of_the_readme_works(
     shutil.copytree(one_run, tmp_path / "runs" / one_run.name)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "images").symlink_to(image_folder)
-    (tmp_path / "photos").symlink_to(image_folder / "test")
+    (tmp_path / "photos").symlink_to(image_folder if "init" in command else image_folder / "test")
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(command)[1:]
     if arguments[0] == "predict":
@@ -61,10 +61,12 @@ def test_command_of_the_readme_works(
         arguments[arguments.index("--baseline") + 1] = runs.Run.open(one_run).recipe.name
     if arguments[0] == "train":
         arguments.append("--dry-run")
+    if arguments[0] == "doctor":
+        arguments.append("--quick")
     result = distilkit(*arguments)
     assert result.status in ((0, 1) if "--max-increase" in arguments else (0,)), result.err
     assert result.out
-    if arguments[0] not in ("train", "compare", "models", "predict", "pull", "runs"):
+    if arguments[0] not in ("train", "compare", "models", "predict", "pull", "runs", "init", "recipes", "doctor"):
         assert str(runs.Run.newest(Path("runs")).path) in result.out, "says which run it used"
 
 
