@@ -34,6 +34,7 @@ SKIPPED: dict[tuple[str, str], str] = {
     ("README.md", "make quickstart"): INSTALLS,
     ("README.md", "make test"): ITSELF,
     ("docs/tutorial.md", "make quickstart"): INSTALLS,
+    ("docs/shell.md", "distilkit --install-completion"): "writes into the shell's own files: tests/test_completion.py",
     ("*", "make reproduce ..."): HOURS,
     ("*", "python benchmarks/bench.py ..."): "measures for minutes on a quiet machine: tests/test_benchmarks.py",
     ("*", "python benchmarks/small_data.py images"): "needs CIFAR-100",

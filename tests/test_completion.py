@@ -78,7 +78,7 @@ def test_recipes_runs_architectures_methods_and_members_are_offered(shell: str, 
     ]
     assert ask(shell, "distilkit", "recipes", "show", "quickstart_k") == ["quickstart_kd"]
     assert ask(shell, "distilkit", "models", "wrn") == [name for name in registry.names() if name.startswith("wrn")]
-    assert ask(shell, "distilkit", "recipes", "list", "--method", "o") == ["one", "okddip"]
+    assert ask(shell, "distilkit", "recipes", "list", "--method", "o") == ["okddip", "one"]
     assert ask(shell, "distilkit", "evaluate", "runs/o") == ["runs/one-a"]
     assert ask(shell, "distilkit", "train", "--resume", "runs/d") == ["runs/dml-b", "runs/damaged"]
     assert ask(shell, "distilkit", "evaluate", "runs/dml-b", "--member", "stu") == ["student_0", "student_1"]

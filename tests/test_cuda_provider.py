@@ -56,7 +56,6 @@ class Session:
             "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
         )
         monkeypatch.setattr("onnxruntime.preload_dlls", lambda: sys.stdout.write("Failed to load libcublas"))
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
 needs_no_gpu_package = pytest.mark.skipif(
@@ -123,6 +122,7 @@ def test_benchmark_and_predict_open_files_on_the_device(
 ):
     on_cpu = distilkit("predict", exported, picture, "--json").json
     played = Session(monkeypatch, starts=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert distilkit("predict", exported, picture, "--device", "cuda", "--json").json == on_cpu
     timed = distilkit("benchmark", exported, "--device", "cuda", "--batch", 2, "--repetitions", 2, "--json").json
     assert timed["device"] == "cuda"

@@ -131,6 +131,9 @@ def understood(arguments: list[str]) -> Called:
 
     for word, command in root.commands.items():
         replace(command, word)
+    if arguments and set(arguments) <= {option for each in root.params for option in each.opts}:
+        # Without a command: these act by themselves, and --install-completion on the shell's own files.
+        return Called("", {})
     root.main(args=arguments, prog_name="distilkit", standalone_mode=False)
     assert called, "nothing was called"
     return called[-1]

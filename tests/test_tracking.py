@@ -24,6 +24,7 @@ from distilkit.observer import Observer
 from distilkit.recipe import Recipe, load
 from distilkit.run import Run
 from distilkit.training import tracking
+from distilkit.training.interrupt import Interrupted
 from distilkit.workflows.train import resume, train
 
 Command = Callable[..., Result]
@@ -346,7 +347,7 @@ def test_a_resumed_training_goes_on_with_the_trackers_own_run(
     recording: type[Recording], tiny: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     recipe = tiny('tracking.name=["wandb", "tensorboard"]', "train.epochs=3")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         train(recipe, tmp_path / "runs", device="cpu", command="", observer=stop_after(1)())
     [run] = (tmp_path / "runs").iterdir()
     assert [call for call, _ in recording.calls][-1] == "finish"
@@ -361,7 +362,7 @@ def test_a_resumed_training_goes_on_with_the_trackers_own_run(
 def test_another_tracker_may_go_on_with_a_run(
     recording: type[Recording], tiny: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         train(tiny(), tmp_path / "runs", device="cpu", command="", observer=stop_after(1)())
     [run] = (tmp_path / "runs").iterdir()
     other = tiny("tracking.name=wandb")
@@ -373,7 +374,7 @@ def test_another_tracker_may_go_on_with_a_run(
 
 
 def test_what_is_trained_may_not_change_with_the_tracker(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         train(tiny(), tmp_path / "runs", device="cpu", command="", observer=stop_after(1)())
     [run] = (tmp_path / "runs").iterdir()
     with pytest.raises(UserError, match=r"another recipe: optimizer\.lr was 0\.05, now 0\.01\s+hint"):
@@ -402,6 +403,7 @@ import sys
 from pathlib import Path
 from distilkit.observer import Observer
 from distilkit.recipe import load
+from distilkit.training.interrupt import Interrupted
 from distilkit.workflows.train import resume, train
 
 class Notes(Observer):
@@ -414,7 +416,7 @@ class Stops(Notes):
 
 try:
     train(load("tiny.toml", sys.argv[1:]), Path("runs"), device="cpu", command="", observer=Stops())
-except KeyboardInterrupt:
+except Interrupted:
     [run] = Path("runs").iterdir()
     resume(run, device="cpu", observer=Notes())
 """

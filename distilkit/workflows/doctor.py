@@ -62,8 +62,8 @@ PACKAGES = (
     Package("pyyaml", "yaml"),
     Package("timm", "timm", "timm"),
     Package("openvino", "openvino", "openvino"),
-    Package("wandb", "wandb", "trackers"),
-    Package("mlflow-skinny", "mlflow", "trackers"),
+    Package("wandb", "wandb", "tracking"),
+    Package("mlflow-skinny", "mlflow", "tracking"),
 )
 """Without typer and rich the command line itself does not start, so they are not asked after."""
 
