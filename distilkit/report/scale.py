@@ -27,7 +27,7 @@ def ticks(scale: Scale, about: int, *, whole: bool = False) -> list[float]:
     """Round figures within the scale, some `about` of them; `whole`: whole numbers only."""
     if scale.log:
         decades = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
-        for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
+        for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), tuple(range(1, 10))):
             found = [step * 10.0**decade for decade in decades for step in steps]
             found = [value for value in found if scale.low <= value <= scale.high]
             if len(found) >= 3:
