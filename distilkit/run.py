@@ -194,6 +194,11 @@ class _Record(BaseModel):
         for name in (*self.members, *([self.ensemble] if self.ensemble else [])) if self.final else ():
             if self.final and not {"top1", "top5"} <= self.final.errors.get(name, {}).keys():
                 raise ValueError(f"{name!r} has no final error")
+        for name, figures in self.final.errors.items() if self.final else ():
+            for kind in ("top1", "top5"):
+                error = figures.get(kind, 0.0)
+                if error is None or not 0 <= error <= 100:
+                    raise ValueError(f"the final {kind} error of {name!r} is no percentage: {error}")
         return self
 
 

@@ -255,7 +255,8 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory, image_folder: Path)
     shutil.copytree(ROOT / "docs" / "results", folder / "docs" / "results")
     shutil.copytree(image_folder, "images")
     shutil.copytree(image_folder, "my/images")
-    shutil.copytree(image_folder / "test", "photos")
+    shutil.copytree(image_folder, "photos")
+    shutil.copytree(image_folder / "test", "flowers")
     Image.open(next(image_folder.glob("test/red/*.png"))).convert("RGB").save("cat.jpg")
 
     def typed(text: str) -> None:

@@ -420,3 +420,16 @@ def test_a_teachers_pickle_is_refused_and_has_not_run(tmp_path: Path, distilkit:
         refused(result, name, "without executing")
     assert not (tmp_path / "sprung").exists()
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["top1", "top5"])
+@pytest.mark.parametrize("value", [-3.0, 101.0, None])
+def test_a_final_error_that_is_no_percentage_is_refused(
+    one_run: Path, tmp_path: Path, value: float | None, kind: str
+) -> None:
+    run = shutil.copytree(one_run, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["final"]["errors"][record["leader"]][kind] = value
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="percentage"):
+        Run.open(run)

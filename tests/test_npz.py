@@ -111,6 +111,9 @@ def changed(key: str, change):
         (lambda given: given.update(classes=np.array(["a", "b"])), "classes has 2 names, and there are 3 labels"),
         (lambda given: given.update(classes=np.array(["a", "b", "a"])), "two classes of one name"),
         (lambda given: given.update(classes=np.arange(3)), r"classes is int64 \[3\]; class names are text"),
+        # Numbers beyond all characters, and bytes that are not UTF-8, in the place of names.
+        (lambda g: g.update(classes=np.full(3, 2**31 - 1, np.int32).view("<U1")), "classes holds what is no text"),
+        (lambda g: g.update(classes=np.array([b"\xff", b"\xfe", b"\xfd"])), "classes holds what is no text"),
     ],
 )
 def test_arrays_that_make_no_data_set_are_named(tmp_path: Path, change, problem: str) -> None:

@@ -113,7 +113,7 @@ def init(
 
       distilkit init photos
 
-      distilkit init photos --method dml --architecture resnet32 --epochs 100 --yes
+      distilkit init photos --method dml --architecture resnet32 --epochs 100 --yes --output dml.toml
 
       distilkit init flowers --split 0.2 --split-into flowers-split --output flowers.toml
     """

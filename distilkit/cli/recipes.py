@@ -128,7 +128,7 @@ def copy(
 
       distilkit recipes copy one_resnet32
 
-      distilkit recipes copy one_resnet32 mine.toml --resolved
+      distilkit recipes copy one_resnet32 whole.toml --resolved
     """
     from distilkit import console
     from distilkit.workflows.recipes import copy_recipe

@@ -119,7 +119,10 @@ class Npz(Plain):
         classes = _array(file.path, name)
         if classes.ndim != 1 or classes.dtype.kind not in "UST":
             raise _fault(file.path, f"{name} is {_shown(file.headers[name])}; class names are text [C]")
-        names = tuple(each.decode() if isinstance(each, bytes) else str(each) for each in classes.tolist())
+        try:
+            names = tuple(each.decode() if isinstance(each, bytes) else str(each) for each in classes.tolist())
+        except (SystemError, ValueError) as error:  # NumPy's, for numbers that are no characters; bytes not in UTF-8
+            raise _fault(file.path, f"{name} holds what is no text") from error
         if len(names) < max(2, count):
             raise _fault(file.path, f"{name} has {len(names)} names, and there are {count} labels")
         if len(set(names)) < len(names):
