@@ -154,7 +154,7 @@ class _Final(BaseModel):
     epochs: int
     images_per_second: float | None
     selected: dict[str, Any]
-    errors: dict[str, dict[str, float | None]]
+    errors: dict[str, dict[str, Annotated[float, Field(strict=True)] | None]]  # no text that reads as a number
     best_on_test: dict[str, Any]
 
 
@@ -191,7 +191,7 @@ class _Record(BaseModel):
             raise ValueError(f"the leader {self.leader!r} is none of the members")
         if not {"train", "deploy"} <= self.parameters.keys() & self.flops.keys():
             raise ValueError("the costs are not those of the training and of what is deployed")
-        for name in (*self.members, *([self.ensemble] if self.ensemble else [])) if self.final else ():
+        for name in (*self.members, *([] if self.ensemble is None else [self.ensemble])) if self.final else ():
             if self.final and not {"top1", "top5"} <= self.final.errors.get(name, {}).keys():
                 raise ValueError(f"{name!r} has no final error")
         for name, figures in self.final.errors.items() if self.final else ():

@@ -423,13 +423,21 @@ def test_a_teachers_pickle_is_refused_and_has_not_run(tmp_path: Path, distilkit:
 
 
 @pytest.mark.parametrize("kind", ["top1", "top5"])
-@pytest.mark.parametrize("value", [-3.0, 101.0, None])
+@pytest.mark.parametrize("value", [-3.0, 101.0, None, "12"])
 def test_a_final_error_that_is_no_percentage_is_refused(
-    one_run: Path, tmp_path: Path, value: float | None, kind: str
+    one_run: Path, tmp_path: Path, value: float | str | None, kind: str
 ) -> None:
     run = shutil.copytree(one_run, tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
     record["final"]["errors"][record["leader"]][kind] = value
     (run / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="percentage"):
+    with pytest.raises(UserError, match="final"):
+        Run.open(run)
+
+
+def test_an_ensemble_without_a_name_has_no_final_error(one_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(one_run, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "ensemble": ""}))
+    with pytest.raises(UserError, match="no final error"):
         Run.open(run)
