@@ -167,6 +167,12 @@ def test_a_decorated_function_is_an_architecture_and_its_name_cannot_be_taken_tw
         registry.register(split_at="0")(one_layer)
 
 
+def test_the_names_have_one_order_whichever_family_is_imported_first() -> None:
+    code = "from distilkit.models import vgg_cifar, registry; print(*registry.names())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert tuple(done.stdout.split()) == registry.names()
+
+
 def test_looking_up_an_architecture_does_not_import_torchvision():
     code = "import sys; from distilkit.models import registry; registry.names(); sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

@@ -70,7 +70,8 @@ def names() -> tuple[str, ...]:
     Other libraries' names are not among them: see `external.names`.
     """
     _import_families()
-    return tuple(_architectures)
+    # Whoever imports one family by itself has it registered first.
+    return tuple(sorted(_architectures, key=lambda name: _architectures[name].build.__module__))
 
 
 def create(name: str, num_classes: int, channels: int = 3, norm: Norm = "batch") -> nn.Module:

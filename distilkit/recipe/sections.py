@@ -183,6 +183,13 @@ class TrainSection(_Section):
     ema: float = Field(
         0.0, ge=0, lt=1, description="Decay per step of a moving average of the weights, which is deployed; 0: none."
     )
+    compile: bool = Field(
+        False,
+        description="Compile the losses with `torch.compile`, for minutes before the first step; needs a C++ compiler.",
+    )
+    cuda_graph: bool = Field(
+        False, description="Record a step once and replay it as one launch; only on CUDA, in one process."
+    )
     deterministic: bool = Field(
         False,
         description="On CUDA too, the same seed gives the same bits; slower. On a CPU it does so with the same number "

@@ -27,6 +27,7 @@ from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.run import DataRecord, Run, data_record, spec_record, written_by_us_alone
 from distilkit.training import checkpoint as checkpoints
+from distilkit.training import compiled
 from distilkit.training import precision as precisions
 from distilkit.training import threads as thread_counts
 from distilkit.training.build import build_learner, placed
@@ -124,6 +125,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
             recipe, probe = _with_precision(recipe, learner, data, here)
     with placed(recipe):
         check_settings(recipe, len(data.splits["train"].labels), here.device, here.num_processes)
+    compiled.check(recipe, here.device)
     path = None
     if here.is_main_process:
         run = Run.create(
