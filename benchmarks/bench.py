@@ -3,18 +3,20 @@
     python benchmarks/bench.py                        all of them, about half an hour on two cores
     python benchmarks/bench.py train_step evaluate    some
     python benchmarks/bench.py --quick                all of them, small, under two minutes: does it work at all?
+    python benchmarks/bench.py --device cuda train_step evaluate     on a GPU, with the forms of a step that it has
 
 Every benchmark lets its contestants take turns (see `racing.py`), prints what each did in every round, then the ratios:
 the median over rounds with the lowest and the highest. It writes them with the machine and all versions to
-docs/results/performance/<name>.json; `--quick` writes nothing unless told where. The plain loop is taken at its fastest
-number of DataLoader workers, which is tried first. A machine that does other work as well gives ratios, not times.
+docs/results/performance/<name>.json (of a GPU <name>_cuda.json); `--quick` writes nothing unless told where. The plain
+loop is taken at its fastest number of DataLoader workers, which is tried first. A machine that does other work as well
+gives ratios, not times.
 """
 
 import argparse
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,10 @@ WORKERS = (0, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: rounds, steps of a training in a round, test images, images of a plain diversity."""
+    """How much is measured: rounds, steps of a training in a round, test images, images of a plain diversity.
+
+    `forms`: of a training step, by name: precision and settings.
+    """
 
     rounds: int
     steps: int
@@ -33,10 +38,25 @@ class Size:
     pairs: int
     methods: tuple[str, ...]
     workers: tuple[int, ...]
+    device: str = "cpu"
+    forms: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"fp32": ("fp32",), "bf16": ("bf16",)})
 
 
 FULL = Size(5, 12, 5_000, 400, ("baseline", "one", "okddip", "okddip_networks"), WORKERS)
 QUICK = Size(1, 2, 500, 50, ("baseline", "one"), (0, 2))
+GRAPH, COMPILE = "train.cuda_graph=true", "train.compile=true"
+FORMS = {
+    "fp32": ("fp32",),
+    "bf16": ("bf16",),
+    "bf16 graph": ("bf16", GRAPH),
+    "bf16 compiled": ("bf16", COMPILE),
+    "bf16 compiled graph": ("bf16", COMPILE, GRAPH),
+}
+
+
+def on_cuda(size: Size) -> Size:
+    """More steps, and the forms of a step that CUDA has."""
+    return replace(size, device="cuda", steps=20 * size.steps, images=2 * size.images, forms=FORMS)
 
 
 def tell(line: str) -> None:
@@ -68,20 +88,20 @@ def train_step(size: Size) -> dict[str, Any]:
     for method in size.methods:
 
         def of(workers: int, method: str = method) -> Contestant:
-            arguments = {"method": method, "workers": workers}
-            return Contestant(
-                f"plain {method}, {workers} workers", "contestants:plain_training", arguments, {}, size.steps
-            )
+            arguments = {"method": method, "workers": workers, "device": size.device}
+            # It is measured in as many seconds with a tenth of the steps.
+            steps = size.steps if size.device == "cpu" else size.steps // 10
+            return Contestant(f"plain {method}, {workers} workers", "contestants:plain_training", arguments, {}, steps)
 
         plains[method] = fastest(of, size)
         contestants.append(plains[method])
-        for precision in ("fp32", "bf16"):
-            name = f"{method} {precision}"
-            arguments = {"method": method, "precision": precision}
+        for form, (precision, *overrides) in size.forms.items():
+            name = f"{method} {form}"
+            arguments = {"method": method, "precision": precision, "overrides": overrides, "device": size.device}
             contestants.append(Contestant(name, "contestants:our_training", arguments, {}, size.steps))
             pairs[f"{name} / plain"] = (name, plains[method].name)
             if method != "baseline":
-                pairs[f"cost of {name} / network"] = (f"baseline {precision}", name)
+                pairs[f"cost of {name} / network"] = (f"baseline {form}", name)
     return figures(race(contestants, size.rounds, tell), pairs)
 
 
@@ -102,13 +122,13 @@ def evaluate(size: Size) -> dict[str, Any]:
     """All members, the ensemble and diversity of ONE on test images; diversity alone."""
 
     def of(workers: int) -> Contestant:
-        arguments = {"method": "one", "workers": workers, "count": size.images}
+        arguments = {"method": "one", "workers": workers, "count": size.images, "device": size.device}
         return Contestant(f"plain, {workers} workers", "contestants:plain_evaluation", arguments)
 
     best = fastest(of, size)
     contestants, pairs = [best], {}
     for precision in ("fp32", "bf16"):
-        arguments = {"method": "one", "precision": precision, "count": size.images}
+        arguments = {"method": "one", "precision": precision, "count": size.images, "device": size.device}
         contestants.append(Contestant(precision, "contestants:our_evaluation", arguments))
         pairs[f"{precision} / plain"] = (precision, best.name)
     arguments = {"students": 3, "count": size.pairs}
@@ -174,28 +194,40 @@ def startup(size: Size) -> dict[str, Any]:
 
 
 def growth(size: Size) -> dict[str, Any]:
-    """How cost grows: with students, with batch size, with the number of threads."""
-    contestants, pairs = [], {}
-    students = (1, 2, 4, 8) if size is FULL else (1, 2)
-    for count in students:
-        for kind, method in (("branches", "one"), ("networks", "okddip_networks")):
-            if kind == "networks" and count < 4:
-                continue
-            arguments = {"method": method, "precision": "fp32", "overrides": [f"group.students={count}"]}
-            name = f"{count} {kind}"
-            contestants.append(Contestant(name, "contestants:our_training", arguments, {}, max(1, size.steps // 4)))
-            pairs[f"cost of {name} / one network"] = ("1 branches", name)
-    for batch in (32, 128, 512) if size is FULL else (32,):
-        arguments = {"method": "one", "precision": "fp32", "overrides": [f"train.batch_size={batch}"]}
-        steps = max(1, size.steps * 32 // batch)
-        contestants.append(Contestant(f"batch {batch}", "contestants:our_training", arguments, {}, steps))
-    for threads in (1, 2):
-        arguments = {"method": "one", "precision": "fp32", "threads": threads}
-        contestants.append(
-            Contestant(f"{threads} threads", "contestants:our_training", arguments, {}, max(1, size.steps // 4))
-        )
-    pairs["2 threads / 1"] = ("2 threads", "1 threads")
-    return figures(race(contestants, size.rounds, tell), pairs)
+    """How cost grows: with students, batch size, images in the set; on CPUs with threads and processes too."""
+    full, steps, found = size.rounds > 1, max(1, size.steps // 4), figures({}, {})
+    precision, *settings = list(size.forms.values())[-1] if size.device == "cuda" else ("fp32",)
+
+    def training(name: str, method: str, steps: int, *overrides: str, **arguments: Any) -> Contestant:
+        always = {"method": method, "precision": precision, "overrides": [*settings, *overrides], "device": size.device}
+        return Contestant(name, "contestants:our_training", {**always, **arguments}, {}, steps)
+
+    def compare(*contestants: Contestant, as_cost: bool = False) -> None:
+        """Against the first; each comparison by itself, for all that take part hold their memory at once."""
+        first, *others = contestants
+        pairs = {
+            f"cost of {each.name} / {first.name}" if as_cost else f"{each.name} / {first.name}": (
+                (first.name, each.name) if as_cost else (each.name, first.name)
+            )
+            for each in others
+        }
+        for part, value in figures(race(contestants, size.rounds, tell), pairs).items():
+            found[part] |= value
+
+    branches = range(1, 9) if full else (1, 2)
+    compare(*(training(f"{n} branches", "one", steps, f"group.students={n}") for n in branches), as_cost=True)
+    if full:
+        networks = (training(f"{n} networks", "okddip_networks", steps, f"group.students={n}") for n in (4, 6, 8))
+        compare(training("1 network", "baseline", steps), *networks, as_cost=True)
+    batches = ((16, 32, 64, 128, 256, 512) if size.device == "cpu" else (128, 512, 2048, 8192)) if full else (32, 64)
+    compare(*(training(f"batch {n}", "one", max(1, steps * 128 // n), f"train.batch_size={n}") for n in batches))
+    sets = (1_000, 10_000, 50_000, 200_000) if full else (1_000, 2_000)
+    compare(*(training(f"{n} images", "one", steps, count=n) for n in sets))
+    if size.device == "cpu":
+        compare(*(training(f"{n} threads", "one", steps, threads=n) for n in (1, 2)))
+        less = {} if full else {"count": 64, "overrides": ["model.architecture=resnet8", "train.batch_size=16"]}
+        compare(*(Contestant(f"{n} processes", "contestants:our_processes", {"processes": n, **less}) for n in (1, 2)))
+    return found
 
 
 BENCHMARKS: dict[str, Callable[[Size], dict[str, Any]]] = {
@@ -204,24 +236,32 @@ BENCHMARKS: dict[str, Callable[[Size], dict[str, Any]]] = {
 }
 
 
+ON_CUDA = ("train_step", "evaluate", "growth")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help=f"some of {', '.join(BENCHMARKS)}")
     parser.add_argument("--quick", action="store_true", help="small; proves that it works, not how fast it is")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of train_step, evaluate and growth")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where the JSON goes")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.benchmarks if name not in BENCHMARKS]:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    if options.device == "cuda" and (wrong := set(options.benchmarks or BENCHMARKS) - set(ON_CUDA)):
+        parser.error(f"--device cuda is for {', '.join(ON_CUDA)}, not for {', '.join(sorted(wrong))}")
     folder = options.results or (None if options.quick else RESULTS)
     size = QUICK if options.quick else FULL
+    size = on_cuda(size) if options.device == "cuda" else size
     command = shlex.join(["python", "benchmarks/bench.py", *(sys.argv[1:] if arguments is None else arguments)])
     for name in options.benchmarks or BENCHMARKS:
         tell(f"== {name}: {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}")
-        around = machine()
+        around = machine(options.device)
         found = BENCHMARKS[name](size)
         if folder is not None:
-            tell(f"written: {write(name, command, found, around, folder)}")
+            named = f"{name}_cuda" if options.device == "cuda" else name
+            tell(f"written: {write(named, command, found, around, folder)}")
     return 0
 
 

@@ -60,15 +60,23 @@ def _threads(threads: int | None) -> None:
 
 
 def our_training(
-    method: str, precision: str, count: int = IMAGES, overrides: Sequence[str] = (), threads: int | None = None
+    method: str,
+    precision: str,
+    count: int = IMAGES,
+    overrides: Sequence[str] = (),
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> Work:
-    """Training steps of the real trainer, metrics included: images a second."""
+    """Training steps of the real trainer, metrics included: images a second.
+
+    Losses are read as often as a training reads them, and at the end, which waits for the device.
+    """
     _threads(threads)
     recipe = recipe_of(method, f"train.precision={precision}", *overrides)
     images = data(count)
     learner = learner_of(recipe, images)
     folder = Path(tempfile.mkdtemp())
-    trainer = Trainer(recipe, learner, images, make_accelerator(precision, "cpu"), folder, Observer())
+    trainer = Trainer(recipe, learner, images, make_accelerator(precision, device), folder, Observer())
     trainer.wrapped.train()
     steps = itertools.count()
     order = epoch_order(0, 0, count)
@@ -79,17 +87,46 @@ def our_training(
             at = step % trainer.steps_per_epoch
             first, last = trainer.bounds[at]
             trainer._step(step, order[first:last], 1.0)
-            trainer._look(0, at + 1)
+            if len(trainer.pending) >= trainer.look_every:
+                trainer._look(0, at + 1)
             done += last - first
+        trainer._look(0, 1)
         return done
 
     return work
 
 
-def plain_training(method: str, workers: int, count: int = IMAGES) -> Work:
+def our_processes(processes: int, count: int = 2_000, overrides: Sequence[str] = ()) -> Work:
+    """A training of ONE in several processes that torchrun starts, one thread each: images a second of its epochs."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    import numpy as np
+
+    folder = Path(tempfile.mkdtemp())
+    images, labels = plain.pictures(count)
+    np.savez(folder / "random.npz", x_train=images, y_train=labels, x_test=images[:100], y_test=labels[:100])
+    settings = ["data.dataset=npz", f"data.root={folder}", "train.precision=fp32", "method.rampup_epochs=0", *overrides]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    train = ["-m", "distilkit", "train", METHODS["one"], "--device", "cpu", "--json", "--runs", str(folder / "runs")]
+    changed = [part for setting in settings for part in ("--set", setting)]
+
+    def work(number: int) -> tuple[int, float]:
+        words = [*launcher, *train, *changed, "--set", f"train.epochs={number}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+        rate = json.loads(done.stdout)["images_per_second"]
+        return number * count, number * count / rate
+
+    return work
+
+
+def plain_training(method: str, workers: int, count: int = IMAGES, device: str = "cpu") -> Work:
     """Training steps of the plain loop."""
     learner = learner_of(recipe_of(method), data(10))
-    model = plain.PlainGroup(learner).train()
+    model = plain.PlainGroup(learner).train().to(device)
     name = "okddip" if method == "okddip_networks" else method
     step = plain.training_step(name, model)
     batches = plain.endless(plain.loader(count, workers, train=True))
@@ -130,13 +167,13 @@ def plain_input(workers: int, count: int = IMAGES) -> Work:
     return lambda number: sum(len(labels) for _, labels in itertools.islice(batches, number))
 
 
-def our_evaluation(method: str, precision: str, count: int = IMAGES) -> Work:
+def our_evaluation(method: str, precision: str, count: int = IMAGES, device: str = "cpu") -> Work:
     """All members, the ensemble and diversity in one pass over the test images, as a training does it."""
     from distilkit.training.evaluate import evaluate_members
 
     images = data(count)
-    learner = learner_of(recipe_of(method), images).to(memory_format=torch.channels_last)
-    accelerator = make_accelerator("fp32", "cpu")
+    accelerator = make_accelerator("fp32", device)
+    learner = learner_of(recipe_of(method), images).to(accelerator.device).to(memory_format=torch.channels_last)
 
     def work(number: int) -> int:
         for _ in range(number):
@@ -146,9 +183,11 @@ def our_evaluation(method: str, precision: str, count: int = IMAGES) -> Work:
     return work
 
 
-def plain_evaluation(method: str, workers: int, count: int = IMAGES, batch_size: int = plain.BATCH_SIZE) -> Work:
-    """The same figures but for diversity, as scripts compute them; `workers` < 0: images are at hand as tensors."""
-    model = plain.PlainGroup(learner_of(recipe_of(method), data(10)))
+def plain_evaluation(
+    method: str, workers: int, count: int = IMAGES, batch_size: int = plain.BATCH_SIZE, device: str = "cpu"
+) -> Work:
+    """The same figures but for diversity, as scripts compute them."""
+    model = plain.PlainGroup(learner_of(recipe_of(method), data(10))).to(device)
     batches: Any = plain.loader(count, workers, train=False, batch_size=batch_size)
 
     def work(number: int) -> int:

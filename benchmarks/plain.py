@@ -118,7 +118,10 @@ def training_step(method: str, model: PlainGroup) -> Callable[[Tensor, Tensor], 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     meters: dict[str, float] = {}
 
+    device = next(model.parameters()).device
+
     def step(images: Tensor, labels: Tensor) -> None:
+        images, labels = images.to(device), labels.to(device)
         loss, logits = plain_loss(method, model, images, labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -143,7 +146,9 @@ def evaluate(model: PlainGroup, batches: DataLoader[Any]) -> dict[str, float]:
     """Top-1 and top-5 of every student and of the ensemble, and the loss, batch by batch."""
     model.eval()
     meters: dict[str, float] = {}
+    device = next(model.parameters()).device
     for images, labels in batches:
+        images, labels = images.to(device), labels.to(device)
         logits, _, ensemble = model(images)
         outputs = [*logits, sum(logits) / len(logits) if ensemble is None else ensemble]
         for index, each in enumerate(outputs):

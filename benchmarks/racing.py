@@ -25,8 +25,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "performance"
 PACKAGES = ("torch", "torchvision", "accelerate", "onnxruntime", "numpy")
 
-Work = Callable[[int], int]
-"""Do `count` units of work; returns how many images (or other things) that were."""
+Work = Callable[[int], int | tuple[int, float]]
+"""Do `count` units of work; returns how many images (or other things) that were, and the seconds where the work has
+measured them itself."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,15 @@ class Contestant:
 
 @dataclass
 class Times:
-    """`seconds` of every round, `things` done in each, `megabytes`: peak of the process and all its children."""
+    """`seconds` of every round, `things` done in each, `megabytes`: peak of the process and all its children.
+
+    `device_megabytes`: peak of what PyTorch has reserved on a CUDA device; 0 where it has nothing there.
+    """
 
     things: int
     seconds: list[float]
     megabytes: float
+    device_megabytes: float = 0.0
 
     @property
     def median(self) -> float:
@@ -61,6 +66,7 @@ class Times:
             "seconds": self.seconds,
             "things": self.things,
             "peak_megabytes": self.megabytes,
+            **({"peak_device_megabytes": self.device_megabytes} if self.device_megabytes else {}),
         }
 
 
@@ -73,7 +79,7 @@ def race(contestants: Sequence[Contestant], rounds: int, tell: Callable[[str], N
             for each in contestants if number % 2 else contestants[::-1]:
                 connection = runners[each.name]
                 connection.send(each.count)
-                things, seconds, megabytes, fault = connection.recv()
+                things, seconds, megabytes, on_device, fault = connection.recv()
                 if fault:
                     raise RuntimeError(f"{each.name}: {fault}")
                 if number == 0:
@@ -81,7 +87,9 @@ def race(contestants: Sequence[Contestant], rounds: int, tell: Callable[[str], N
                 else:
                     times[each.name].seconds.append(seconds)
                     times[each.name].megabytes = max(times[each.name].megabytes, megabytes)
-                    tell(f"round {number} of {rounds}  {each.name}: {things / seconds:,.0f}/s, {megabytes:,.0f} MB")
+                    times[each.name].device_megabytes = max(times[each.name].device_megabytes, on_device)
+                    memory = f"{megabytes:,.0f} MB" + (f", {on_device:,.0f} MB on the device" if on_device else "")
+                    tell(f"round {number} of {rounds}  {each.name}: {things / seconds:,.0f}/s, {memory}")
         return times
 
 
@@ -127,12 +135,13 @@ def _serve(connection: Connection, make: str, arguments: dict[str, Any]) -> None
         work: Work = getattr(importlib.import_module(module), function)(**arguments)
         while (count := connection.recv()) is not None:
             start = time.perf_counter()
-            things = work(count)
-            connection.send((things, time.perf_counter() - start, peak_megabytes(), ""))
+            done = work(count)
+            things, seconds = done if isinstance(done, tuple) else (done, time.perf_counter() - start)
+            connection.send((things, seconds, peak_megabytes(), peak_device_megabytes(), ""))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, the race must hear of it
-        connection.send((0, 0.0, 0.0, f"{type(error).__name__}: {error}"))
+        connection.send((0, 0.0, 0.0, 0.0, f"{type(error).__name__}: {error}"))
 
 
 def peak_megabytes() -> float:
@@ -156,7 +165,14 @@ def peak_megabytes() -> float:
     return kilobytes / 1000
 
 
-def machine() -> dict[str, Any]:
+def peak_device_megabytes() -> float:
+    """Peak of what PyTorch has reserved on the current CUDA device; 0 without one."""
+    import torch
+
+    return torch.cuda.max_memory_reserved() / 1e6 if torch.cuda.is_initialized() else 0.0  # type: ignore[no-untyped-call]
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
     """What was measured on: never a figure without it."""
     model = platform.machine()
     with contextlib.suppress(OSError):
@@ -165,11 +181,20 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **_cuda(device),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def _cuda(device: str) -> dict[str, str]:
+    if device == "cpu":
+        return {}
+    import torch
+
+    return {"device": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
 
 
 def write(name: str, command: str, figures: Mapping[str, Any], around: Mapping[str, Any], folder: Path) -> Path:

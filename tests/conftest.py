@@ -113,14 +113,14 @@ def tiny(tmp_path: Path) -> Callable[..., Recipe]:
     return recipe
 
 
-def train_tiny(folder: Path, *overrides: str, observer: Observer | None = None) -> Path:
+def train_tiny(folder: Path, *overrides: str, observer: Observer | None = None, device: str = "cpu") -> Path:
     """Train the tiny recipe below `folder`; returns the run's path."""
     file = folder / "tiny.toml"
     file.write_text(TINY, encoding="utf-8")
     document = train(
         load(file, overrides),
         folder / "runs",
-        device="cpu",
+        device=device,
         command="distilkit train tiny.toml",
         observer=observer or Observer(),
     )

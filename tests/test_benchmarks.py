@@ -150,3 +150,27 @@ def test_every_benchmark_runs(name: str, tmp_path) -> None:  # type: ignore[no-u
     assert document["machine"]["versions"]["torch"] == torch.__version__.split("+")[0]
     assert document["contestants"]
     assert all(np.isfinite(each["per_second"]["median"]) for each in document["contestants"].values())
+
+
+def test_the_forms_of_a_step_on_cuda_are_settings_of_a_recipe() -> None:
+    size = bench.on_cuda(bench.FULL)
+    assert (size.device, size.steps) == ("cuda", 240)
+    for precision, *settings in size.forms.values():
+        recipe = contestants.recipe_of("one", f"train.precision={precision}", *settings)
+        assert (recipe.train.precision, recipe.train.cuda_graph) == (precision, bench.GRAPH in settings)
+
+
+def test_cuda_is_for_the_benchmarks_that_have_a_form_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--device", "cuda", "startup"])
+    assert "train_step, evaluate, growth, not for startup" in capsys.readouterr().err
+
+
+def test_work_may_measure_its_own_seconds() -> None:
+    times = race([Contestant("clock", f"{__name__}:self_timed")], 2, lambda _: None)
+    assert times["clock"].seconds == [0.5, 0.5]
+    assert times["clock"].document()["per_second"]["median"] == 20
+
+
+def self_timed() -> Work:
+    return lambda count: (10 * count, 0.5)

@@ -1,6 +1,7 @@
 """A step that is written down once and replayed trains as the step does that is computed anew each time.
 
-The recording is a CUDA graph's, played on the CPU by `played_back.py`; what a device does with it is not tested here.
+The recording is a CUDA graph's, played on the CPU by `played_back.py`; what a device does with it is tested where there
+is one.
 """
 
 from pathlib import Path
@@ -98,6 +99,26 @@ def test_a_teachers_weight_is_that_of_its_time(graphs: list[PlayedBack], tmp_pat
     replayed = train_tiny(tmp_path / "replayed", *settings, "train.cuda_graph=true")
     assert graphs[0].replays
     assert_same_run(computed, replayed)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method.name=one",),
+        ("method.name=okddip", "method.peer_targets=random"),
+        ("method.name=one", "train.precision=bf16"),
+        ("method.name=one", "optimizer.name=adamw", "optimizer.lr=0.0009765625", "train.clip_norm=1"),
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_a_devices_graph_trains_as_its_computed_steps(settings: tuple[str, ...], tmp_path: Path) -> None:
+    for name in ("computed", "replayed"):
+        (tmp_path / name).mkdir()
+    settings = (*SETTINGS, "train.deterministic=true", *settings)
+    computed = train_tiny(tmp_path / "computed", *settings, device="cuda")
+    replayed = train_tiny(tmp_path / "replayed", *settings, "train.cuda_graph=true", device="cuda")
+    assert largest_difference(computed, replayed) < 1e-5
 
 
 def test_what_changes_outside_of_the_tensors_is_not_seen_by_a_replay() -> None:
