@@ -77,7 +77,7 @@ def our_training(
     learner = learner_of(recipe, images)
     folder = Path(tempfile.mkdtemp())
     trainer = Trainer(recipe, learner, images, make_accelerator(precision, device), folder, Observer())
-    trainer.wrapped.train()
+    trainer.update.wrapped.train()
     steps = itertools.count()
     order = epoch_order(0, 0, count)
 

@@ -20,6 +20,7 @@ from distilkit.observer import Observer
 from distilkit.recipe import load
 from distilkit.training import captured, compiled
 from distilkit.training import trainer as trainers
+from distilkit.training import update as updates
 from distilkit.training.captured import CapturedStep
 from distilkit.training.trainer import check_settings
 from distilkit.workflows.train import resume
@@ -37,8 +38,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[PlayedBack]:
         made.append(PlayedBack())
         return made[-1]
 
-    monkeypatch.setattr(trainers, "CudaGraph", graph)
-    monkeypatch.setattr(trainers, "_check_graph", lambda *_: None)
+    monkeypatch.setattr(updates, "CudaGraph", graph)
+    monkeypatch.setattr(trainers, "check_graph", lambda *_: None)
     return made
 
 

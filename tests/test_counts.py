@@ -55,7 +55,7 @@ def trainer(method: str, folder: Any, accelerator: Accelerator) -> Trainer:
     recipe = contestants.recipe_of(method, "train.batch_size=8", "train.precision=fp32")
     data = contestants.data(32)
     made = Trainer(recipe, contestants.learner_of(recipe, data), data, accelerator, folder, Observer())
-    made.wrapped.train()
+    made.update.wrapped.train()
     return made
 
 

@@ -205,7 +205,7 @@ def trainer_of(recipe: Recipe, folder: Path, teacher: Teacher | None = None) -> 
 def test_all_off_is_the_training_that_it_was(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     trainer = trainer_of(tiny(), tmp_path)
     assert type(trainer.images) is TrainingImages
-    (group,) = trainer.plain_optimizer.param_groups
+    (group,) = trainer.update.optimizer.param_groups
     assert [id(parameter) for parameter in group["params"]] == [id(p) for p in trainer.learner.parameters()]
     assert group["weight_decay"] == 5e-4
     _, labels = trainer.images.batch(torch.arange(9), 0)
@@ -382,7 +382,7 @@ def test_decay_may_change_when_a_run_goes_on(
     trainer.checkpoints.mkdir(parents=True)
     trainer.restore(checkpoints.load(saved))
     assert trainer.progress.step == state["step"] == 4
-    restored = checkpoints.optimizer_tensors(trainer.plain_optimizer, trainer.parameter_names)
+    restored = checkpoints.optimizer_tensors(trainer.update.optimizer, trainer.parameter_names)
     written = checkpoints.load_part(saved, "optimizer")
     assert restored.keys() == written.keys()
     assert all(torch.equal(restored[key], written[key]) for key in written)

@@ -18,28 +18,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from distilkit.analysis.diversity import distances
 from distilkit.data.datasets import DataSpec, ImageData
 from distilkit.data.decoding import ImagesLostError
 from distilkit.data.resident import TrainingSource, epoch_order
 from distilkit.data.streaming import training_source
 from distilkit.data.variation import VariedImages
 from distilkit.errors import SettingError, UserError
-from distilkit.inference import Inference
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
 from distilkit.recipe import DataSection, Recipe, SnapshotSection, resolve_epochs
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import files, log, schedule
-from distilkit.training.captured import CapturedStep, CudaGraph
-from distilkit.training.compiled import compile_losses, failures_named
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.interrupt import Interrupted, StopRequest, stop_requests
-from distilkit.training.optimizer import make_optimizer
 from distilkit.training.processes import deterministic, lost_ones_named
 from distilkit.training.teacher import Teacher
 from distilkit.training.tracking import Tracking
+from distilkit.training.update import Update, check_graph
 
 METRICS = files.METRICS
 CHECKPOINTS = "checkpoints"
@@ -91,7 +87,7 @@ def check_settings(recipe: Recipe, images: int, device: torch.device, processes:
             "train.sync_batch_norm", "batch norm is synchronised on CUDA devices only", "leave sync_batch_norm out"
         )
     if settings.cuda_graph:
-        _check_graph(recipe, device, processes)
+        check_graph(recipe, device, processes)
     needed = 2 if recipe.model.norm == "batch" else 1
     bounds = batch_bounds(images, settings.batch_size, processes)
     if min(settings.batch_size, images) // (processes * settings.accumulation) < needed:
@@ -103,21 +99,6 @@ def check_settings(recipe: Recipe, images: int, device: torch.device, processes:
         )
     if min(last - first for first, last in bounds) < needed * processes:
         raise SettingError("data.dataset", f"{images} training images are too few for {processes} processes")
-
-
-def _check_graph(recipe: Recipe, device: torch.device, processes: int) -> None:
-    """Raise `SettingError` where a step cannot be one CUDA graph."""
-    problem = None
-    if device.type != "cuda":
-        problem = f"a CUDA graph needs a CUDA device, and this one is {device.type}"
-    elif processes > 1:
-        problem = f"a CUDA graph holds the step of one process, and here are {processes}"
-    elif recipe.train.accumulation > 1:
-        problem = "a CUDA graph holds a step that is not computed in parts, and train.accumulation is above 1"
-    elif recipe.train.precision == "fp16":
-        problem = "fp16 decides after every step whether to take it, which a CUDA graph cannot"
-    if problem:
-        raise SettingError("train.cuda_graph", problem, "leave train.cuda_graph out")
 
 
 class Trainer:
@@ -151,29 +132,10 @@ class Trainer:
         )
         self.images = _varied(source, recipe.data, data.spec, seed, device)
         self.bounds = batch_bounds(len(self.images), settings.batch_size, accelerator.num_processes)
-        # A gradient scaler hands a fused optimizer gradients that are still scaled; that path is not tested anywhere.
-        fused = accelerator.scaler is None
-        self.plain_optimizer = make_optimizer(recipe.optimizer, self.learner, fused=fused)
-        if settings.compile:
-            compile_losses(self.learner)
-        self.wrapped, self.optimizer = accelerator.prepare(self.learner, self.plain_optimizer)
+        self.update = Update(recipe, self.learner, accelerator, teacher)
         named = self.learner.named_parameters()
         self.parameter_names: dict[Tensor, str] = {parameter: name for name, parameter in named}
         self.rampup_epochs = resolve_epochs(getattr(recipe.method, "rampup_epochs", 0), settings.epochs)
-        if teacher is not None:
-            teacher = teacher.to(device).to(memory_format=torch.channels_last)
-        self.teacher = None if teacher is None else Inference(teacher, precision=None)
-        members = self.learner.group.members
-        # Peers stand first, so that a slice takes them: a list of positions would have to wait for the device.
-        self.peers = len(self.learner.method.peers(members))
-        self.term_names: tuple[str, ...] = ()
-        # Weights of the ramps: where code was written down for good, they may not be numbers of their time.
-        self.ramps = torch.zeros(2, device=device) if settings.compile or settings.cuda_graph else None
-        self.captured: CapturedStep | None = None
-        if settings.cuda_graph:
-            for group in self.plain_optimizer.param_groups:
-                group["lr"] = torch.tensor(group["lr"], device=device)
-            self.captured = CapturedStep(self._whole_update, CudaGraph(), self.plain_optimizer)
         self.progress = Progress()
         self.pending: list[_Pending] = []
         self.look_every = 1 if device.type == "cpu" else 50
@@ -230,7 +192,7 @@ class Trainer:
         order = epoch_order(recipe.seed, epoch, len(self.images))
         ramp = schedule.ramp(epoch, self.rampup_epochs)
         start, images_before = time.perf_counter(), self.progress.sums.get("images", 0.0)
-        self.wrapped.train()
+        self.update.wrapped.train()
         for step in range(self.progress.step, (epoch + 1) * per_epoch):
             first, last = self.bounds[step % per_epoch]
             try:
@@ -252,7 +214,7 @@ class Trainer:
         line = {
             "epoch": epoch + 1,
             "step": self.progress.step,
-            "lr": self.rate,
+            "lr": self.update.rate,
             "ramp": ramp,
             "images_per_second": (self.progress.sums["images"] - images_before) / seconds,
             "seconds": seconds,
@@ -295,89 +257,28 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             epochs=recipe.train.epochs,
         )
-        self._set_rate(rate)
-        weights = self._weights(step, ramp)
+        self.update.clock(rate, ramp, self._teacher_weight(step))
         values: list[Tensor] = []
         for part in range(parts):
             bounds = [first + (last - first) * edge // parts for edge in (part, part + 1)]
             images, labels = self.images.batch(indices, step, slice(*bounds))
-            inputs = (images, labels, *map(torch.as_tensor, weights)) if self.captured else ()
-            if self.captured and self.captured.fits(*inputs):
-                values.append(self.captured(*inputs))
-                continue
+            # Processes average their gradients; parts must weigh by their images to give the global batch's mean.
+            share = len(labels) * world / count
             # Processes exchange their gradients once a step, with the last part's.
-            waiting = accelerator.no_sync(self.wrapped) if part + 1 < parts else contextlib.nullcontext()
+            waiting = accelerator.no_sync(self.update.wrapped) if part + 1 < parts else contextlib.nullcontext()
+            work = self.update.gradients if part + 1 < parts else self.update
             with waiting:
-                # Processes average their gradients; parts must weigh by their images to give the global batch's mean.
-                values.append(self._gradients(images, labels, *weights, share=len(labels) * world / count))
-            if part + 1 == parts:
-                self._update()
+                values.append(work(images, labels, share=share))
         if self.average:
             self.average.update_parameters(self.learner)
-        self.pending.append(_Pending(step, count, ("total", *self.term_names), torch.stack(values).sum(0)))
+        self.pending.append(_Pending(step, count, self.update.losses, torch.stack(values).sum(0)))
 
-    def _set_rate(self, rate: float) -> None:
-        self.rate = rate
-        for group in self.plain_optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-
-    def _weights(self, step: int, ramp: float) -> tuple[float | Tensor, float | Tensor]:
-        """What the method's distillation, and the teacher's, weigh at this step."""
-        section, teacher = self.recipe.teacher, 0.0
-        if section is not None:
-            rampup_epochs = resolve_epochs(section.rampup_epochs, self.recipe.train.epochs)
-            teacher = section.weight * schedule.ramp(step // self.steps_per_epoch, rampup_epochs)
-        if self.ramps is None:
-            return ramp, teacher
-        method_weight, teacher_weight = self.ramps
-        return method_weight.fill_(ramp), teacher_weight.fill_(teacher)
-
-    def _whole_update(self, images: Tensor, labels: Tensor, ramp: Tensor, teacher_weight: Tensor) -> Tensor:
-        """All that the device does in a step: what a CUDA graph holds."""
-        values = self._gradients(images, labels, ramp, teacher_weight)
-        self._update()
-        return values
-
-    def _gradients(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        ramp: float | Tensor,
-        teacher_weight: float | Tensor,
-        *,
-        share: float = 1.0,
-    ) -> Tensor:
-        """Forward and backward of a batch whose loss weighs `share`; returns what `_Pending` takes of it."""
-        with failures_named(self.recipe):
-            output = self.wrapped(images, labels, ramp, **self._taught(images, teacher_weight))
-            self.accelerator.backward(output.loss * share)
-        self.term_names = tuple(output.terms)
-        # A mixed image counts as one of the class with the largest share of it.
-        classes_B = labels.argmax(-1) if labels.is_floating_point() else labels
-        wrong_S = (output.logits_SBC.detach().argmax(-1) != classes_B).sum(-1)
-        losses = torch.stack([output.loss.detach(), *(term.detach() for term in output.terms.values())])
-        peers_SBC = output.logits_SBC.detach()[: self.peers]
-        distance = distances(peers_SBC).sum() if self.peers > 1 else losses.new_zeros(())
-        seen = torch.cat([wrong_S, distance[None]]).to(losses.dtype)
-        return torch.cat([losses * len(labels), seen])
-
-    def _update(self) -> None:
-        if self.recipe.train.clip_norm:
-            self.accelerator.clip_grad_norm_(self.learner.parameters(), self.recipe.train.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _taught(self, images: Tensor, weight: float | Tensor) -> dict[str, Any]:
-        """What the teacher says of these images, with its own weight at this time."""
+    def _teacher_weight(self, step: int) -> float:
         section = self.recipe.teacher
-        if self.teacher is None or section is None:
-            return {}
-        with self.accelerator.autocast():
-            logits = self.teacher(images)
-        return {"teacher_logits": logits, "teacher_weight": weight, "teacher_temperature": section.temperature}
+        if section is None:
+            return 0.0
+        rampup_epochs = resolve_epochs(section.rampup_epochs, self.recipe.train.epochs)
+        return section.weight * schedule.ramp(step // self.steps_per_epoch, rampup_epochs)
 
     def _look(self, epoch: int, step_in_epoch: int) -> None:
         """Read the values of the pending steps, check that losses are finite, and add them up."""
@@ -418,7 +319,7 @@ class Trainer:
                     for key in sums
                     if key.startswith("wrong/")
                 },
-                **({"diversity": sums["distance"] / images} if self.peers > 1 else {}),
+                **({"diversity": sums["distance"] / images} if self.update.peers > 1 else {}),
             },
         }
 
@@ -499,7 +400,7 @@ class Trainer:
             tensors = {
                 "group": self.deployed.group.state_dict(),
                 "method": self.deployed.method.state_dict(),
-                "optimizer": checkpoints.optimizer_tensors(self.plain_optimizer, self.parameter_names),
+                "optimizer": checkpoints.optimizer_tensors(self.update.optimizer, self.parameter_names),
             }
             if self.average:
                 tensors["raw"] = self.learner.state_dict()
@@ -534,7 +435,7 @@ class Trainer:
                 f"the checkpoint's weights do not fit the recipe: {' '.join(str(error).split())[:500]}",
                 "resume with the model, the group and the method that the run began with",
             ) from error
-        checkpoints.restore_optimizer(self.plain_optimizer, saved.tensors["optimizer"], self.parameter_names)
+        checkpoints.restore_optimizer(self.update.optimizer, saved.tensors["optimizer"], self.parameter_names)
         if self.accelerator.scaler and saved.state["scaler"]:
             self.accelerator.scaler.load_state_dict(saved.state["scaler"])
         self.saved_name = f"step_{saved.state['step']}"
