@@ -79,16 +79,20 @@ def test_replayed_steps_train_as_computed_ones(
         assert_same_run(computed, replayed)
 
 
-def test_a_run_with_a_graph_goes_on_where_it_was_broken_off(graphs: list[PlayedBack], tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [(2, 2), (1, 5)], ids=["in mid-epoch", "before an epoch's last, smaller batch"])
+def test_a_run_with_a_graph_goes_on_where_it_was_broken_off(
+    place: tuple[int, int], graphs: list[PlayedBack], tmp_path: Path
+) -> None:
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     settings = (*SETTINGS, "train.cuda_graph=true", "train.checkpoint_steps=1")
     whole = train_tiny(tmp_path / "whole", *settings)
     with pytest.raises(Crash):
-        train_tiny(tmp_path / "broken", *settings, observer=CrashAt(3, 2))
+        train_tiny(tmp_path / "broken", *settings, observer=CrashAt(*place))
     (broken,) = (tmp_path / "broken" / "runs").iterdir()
     resume(broken, device="cpu", observer=Observer())
     assert len(graphs) == 3
+    assert graphs[2].replays >= 2 * 5 - captured.WARM_UP
     assert_same_run(whole, broken)
 
 

@@ -77,13 +77,15 @@ class Update:
                 group["lr"] = rate
         ours, theirs = self._weights
         if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-            ours.fill_(ramp), theirs.fill_(teacher_weight)
+            ours.fill_(ramp)
+            theirs.fill_(teacher_weight)
         else:
             self._weights = ramp, teacher_weight
 
     def __call__(self, images: Tensor, labels: Tensor, *, share: float = 1.0) -> Tensor:
         """Add a batch's gradients as `gradients` does, and take the step."""
-        if self._captured and self._captured.fits(images, labels):
+        # Not by the first batch's size, which in a resumed run may be an epoch's last.
+        if self._captured and len(images) == self.recipe.train.batch_size and self._captured.fits(images, labels):
             return self._captured(images, labels)
         values = self.gradients(images, labels, share=share)
         self.apply()
