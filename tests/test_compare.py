@@ -302,6 +302,17 @@ def test_a_baseline_is_named_by_its_label_or_its_recipe(six: Path, one_run: Path
     assert distilkit("compare", "--runs", six, "--baseline", label).status == 0
 
 
+def test_seeds_that_were_trained_in_two_precisions_are_said_to_be(
+    one_run: Path, tmp_path: Path, distilkit: Command
+) -> None:
+    for seed, precision in enumerate(("fp32", "bf16")):
+        made(one_run, tmp_path / "runs" / f"a{seed}", name="a", seed=seed, settings={"train.precision": precision})
+    either = distilkit("compare", "--runs", tmp_path / "runs", "--baseline", "a", "--json")
+    assert either.status == 2
+    assert "precision=bf16" in either.json["error"]["message"]
+    assert "--set train.precision=fp32" in either.json["error"]["hint"]
+
+
 def test_rows_are_sorted_by_what_is_asked(six: Path, distilkit: Command) -> None:
     for key, figure in (("error", "top1_error"), ("parameters", "parameters"), ("train-flops", "train_flops")):
         document = distilkit("compare", "--runs", six, "--sort", key, "--json").json

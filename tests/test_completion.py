@@ -2,6 +2,8 @@
 
 import json
 import os
+import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,7 +103,7 @@ def test_files_stand_beside_the_names_of_recipes(ask: Ask, runs: Path) -> None:
 
 def test_bash_gets_only_what_comes_after_the_colon_at_which_it_parts_words(ask: Ask, runs: Path) -> None:
     assert ask("bash", "distilkit", "export", "runs/one-a", "--mode", "member", ":", "student_1") == ["student_1"]
-    assert ask("bash", "distilkit", "export", "--mode", "member", ":") == [":student_0", ":student_1"]
+    assert ask("bash", "distilkit", "export", "--mode", "member", ":") == ["student_0", "student_1"]
     assert ask("bash", "distilkit", "export", "--mode", "member", ":", "") == ["student_0", "student_1"]
     assert ask("bash", "distilkit", "models", "torchv") == ["torchvision:"]
 
@@ -144,6 +146,46 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ["bash", "--norc", "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.stdout.split() == ["student_0", "student_1"], done
+
+
+@pytest.mark.skipif(shutil.which("bash") is None or os.name != "posix", reason="there is no bash, or no terminal")
+def test_a_person_who_presses_tab_in_bash_gets_the_word(runs: Path) -> None:
+    """What readline makes of the answers, which a call of the script's function alone does not show."""
+    import pty
+
+    (runs.parent / "distilkit").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m distilkit "$@"\n')
+    (runs.parent / "distilkit").chmod(0o755)
+    root = str(Path(package.__file__).parents[1])
+    added = {"PYTHONPATH": root, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "TERM": "dumb"}
+    environment = {**os.environ, **added, "PATH": f"{runs.parent}{os.pathsep}{os.environ['PATH']}"}
+    outside, inside = pty.openpty()
+    shell = subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"],
+        **{"stdin": inside, "stdout": inside, "stderr": inside},
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(inside)
+
+    def typed(text: str, until: str) -> None:
+        os.write(outside, text.encode())
+        seen = ""
+        while until not in seen:
+            ready, _, _ = select.select([outside], [], [], 60)
+            assert ready, f"{until!r} does not come after {text!r}, but {seen!r}"
+            seen += os.read(outside, 65536).decode(errors="replace")
+
+    try:
+        typed("eval \"$(distilkit --show-completion bash)\"; bind 'set bell-style none'; echo rea''dy\n", "ready")
+        typed("distilkit recipes show quickstart_okddip_n\t", "quickstart_okddip_networks ")
+        typed("\x15distilkit evaluate runs/o\t", "runs/one-a ")
+        typed("\x15distilkit models resnet164\t", "resnet164_bottleneck ")
+        typed("\x15distilkit export --mode member:\t", "--mode member:student_")
+        typed("1\t", "1 ")
+    finally:
+        os.close(outside)
+        shell.kill()
+        shell.wait()
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -45,6 +45,15 @@ def test_a_workflow_may_do_no_more_than_it_must_and_calls_targets_that_there_are
         assert not writes or "environment" in job
 
 
+def test_the_workflow_to_copy_uses_the_same_actions_as_ours() -> None:
+    def used(file: Path) -> set[str]:
+        return set(re.findall(r"uses: (actions/\S+)", file.read_text(encoding="utf-8")))
+
+    printed = used(ROOT / "docs" / "robustness-ci.yml")
+    assert printed
+    assert printed <= set().union(*map(used, WORKFLOWS)), "dependabot does not look into docs/"
+
+
 def test_the_test_matrix_is_the_pythons_that_the_package_names() -> None:
     matrix = read_yaml(ROOT / ".github" / "workflows" / "test.yml")["jobs"]["test"]["strategy"]["matrix"]
     named = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)]

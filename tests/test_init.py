@@ -225,6 +225,20 @@ def _nested(folder: Path) -> None:
     class_folders(folder / "inner" / "test")
 
 
+def _nested_classes(folder: Path) -> None:
+    class_folders(folder / "data" / "my images")
+
+
+def _capitals(folder: Path) -> None:
+    class_folders(folder / "Train")
+    class_folders(folder / "Validation")
+
+
+def _training(folder: Path) -> None:
+    class_folders(folder / "training")
+    class_folders(folder / "test")
+
+
 def _valid(folder: Path) -> None:
     class_folders(folder / "train")
     class_folders(folder / "valid")
@@ -257,7 +271,10 @@ WRONG = {
     "no images": (_no_images, "no images"),
     "one class": (_one_class, "one class only"),
     "images in no class folder": (_loose, "in no class folder"),
-    "one folder further down": (_nested, "inner"),
+    "one folder further down": (_nested, "distilkit init f/inner"),
+    "class folders further down": (_nested_classes, "distilkit init 'f/data/my images'"),
+    "a division with capitals": (_capitals, "mv Train train, mv Validation val"),
+    "another word for train": (_training, "mv training train"),
     "another word for test": (_valid, "mv valid val"),
     "a class of one image": (_lonely, "fish"),
     "files that are no pictures": (_no_pictures_inside, "can be read"),

@@ -38,6 +38,7 @@ def test_the_sdist_holds_what_a_wheel_is_built_from_and_what_tests_it(built: Pat
     for folder, pattern in (("distilkit", "*.py"), ("recipes", "*.toml"), ("tests", "*.py"), ("docs", "*.md")):
         assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob(pattern)} <= names
     assert {"pyproject.toml", "README.md", "LICENSE", "CITATION.cff", "distilkit/py.typed", "tools/oldest.py"} <= names
+    assert {".github/workflows/test.yml", ".pre-commit-config.yaml", "Containerfile"} <= names, "tests read them"
     assert not [name for name in names if name.startswith((".venv", "runs/", ".git/")) or name.endswith(".pyc")]
 
 

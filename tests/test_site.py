@@ -191,6 +191,33 @@ def test_the_reference_of_the_api_shows_docstrings(site: Path) -> None:
     assert "from raw images to logits" in text
 
 
+def test_the_reference_of_the_api_has_everything_that_the_library_offers(site: Path) -> None:
+    import distilkit
+
+    places = _parsed(site / "api.html").places
+    homes = {"load": "distilkit", "losses": "distilkit.methods"}
+    homes |= {name: f"distilkit.{home}" for name, home in distilkit._HOMES.items()}
+    assert [name for name in distilkit.__all__ if f"{homes[name]}.{name}" not in places] == []
+
+
+def test_a_photograph_of_a_report_shows_whole_figures(tmp_path: Path, page: WatchedPage, tools: Any) -> None:
+    from PIL import Image
+
+    figure = '<figure style="margin: 0; float: left; width: 40%; height: {}px; background: black"></figure>'
+    rows = "".join(map(figure.format, (100, 150, 30)))
+    report = tmp_path / "report.html"
+    report.write_text(
+        f'<body style="margin: 0"><p style="margin: 0; height: 700px">top</p><div class="pictures">{figure.format(300)}'
+        f'</div><p style="clear: both; margin: 0; height: 500px"></p><div class="pictures">{rows}</div></body>'
+    )
+    tools("photograph")["photograph"](page.page, report, tmp_path / "top.png", tmp_path / "curves.png")
+    with Image.open(tmp_path / "top.png") as top, Image.open(tmp_path / "curves.png") as curves:
+        assert top.size == (1280, 1016)
+        column = curves.convert("L").crop((600, 0, 601, curves.height)).tobytes()
+    dark = [y for y, level in enumerate(column) if level == 0]
+    assert (dark[0], len(dark)) == (16, 150), "the tallest of the first row, from its upper edge to its lower"
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
 def test_pages_are_quiet_and_fit_in_a_browser(site: Path, page: WatchedPage, width: int, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)

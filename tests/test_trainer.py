@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from distilkit.errors import UserError
 from distilkit.observer import Observer
+from distilkit.recipe import Recipe
 from distilkit.run import Run
 from distilkit.training import precision
 from distilkit.training.interrupt import Interrupted
 from distilkit.training.trainer import Trainer
-from distilkit.workflows.train import resume, train
+from distilkit.workflows.grouping import grouped
+from distilkit.workflows.train import resume, train, train_seeds
 
 # A validation split, clipping and smoothing are on, so that resuming must carry their state as well.
 SETTINGS = ("train.epochs=3", "data.validation=0.1", "train.clip_norm=1.0", "train.label_smoothing=0.1")
@@ -226,6 +228,26 @@ def test_auto_precision_is_what_the_probe_found_faster(tmp_path: Path, monkeypat
     run = Run.open(train_tiny(tmp_path, "train.precision=auto", "train.epochs=1"))
     assert run.recipe.train.precision == "bf16"
     assert run.record["precision"]["probe_seconds"] == {"fp32": 2.0, "bf16": 1.0}
+
+
+def test_the_seeds_of_one_command_train_in_the_precision_that_was_found_for_the_first(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(["bf16", "fp32"])
+    monkeypatch.setattr(precision, "choose", lambda *_, **__: (next(answers), {"fp32": 1.0, "bf16": 1.0}))
+    found = train_seeds(
+        tiny("train.precision=auto", "train.epochs=1"),
+        [0, 1],
+        tmp_path / "runs",
+        device="cpu",
+        command="",
+        observer=Observer(),
+    )
+    runs = [Run.open(Path(document["run"])) for document in found["runs"]]
+    assert [run.recipe.train.precision for run in runs] == ["bf16", "bf16"]
+    assert [run.record["precision"]["used"] for run in runs] == ["bf16", "bf16"]
+    assert runs[1].record["precision"]["probe_seconds"] is None
+    assert len(grouped(runs)) == 1, "one recipe, two seeds"
 
 
 def test_auto_precision_stays_with_fp32_where_bf16_is_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

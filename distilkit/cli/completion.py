@@ -137,7 +137,7 @@ def _joined(words: list[str], place: str) -> tuple[list[str] | None, str]:
             joined.append(word)
     if ":" not in joined[-1]:
         return None, ""
-    return joined, joined[-1].rpartition(":")[0] + ":" if typed[-1] != ":" else joined[-1].removesuffix(":")
+    return joined, joined[-1].rpartition(":")[0] + ":"
 
 
 def _files(incomplete: str, *endings: str) -> list[str]:

@@ -184,7 +184,10 @@ def _named(baseline: str, groups: Sequence[Group]) -> Group:
         return same[0]
     if same:
         labels = "; ".join(repr(group.label) for group in same)
-        raise UserError(f"--baseline {baseline} could be any of {labels}", f"--baseline '{same[0].label}'")
+        hint = f"--baseline '{same[0].label}'"
+        if len({group.runs[0].recipe.train.precision for group in same}) > 1:
+            hint += "; trainings of one recipe share a precision with --set train.precision=fp32, or bf16"
+        raise UserError(f"--baseline {baseline} could be any of {labels}", hint)
     labels = "; ".join(list(by_label)[:_MOST_NAMES]) + ("; ..." if len(by_label) > _MOST_NAMES else "")
     raise UserError(
         f"--baseline {baseline} names no recipe of these runs; there are: {labels}",

@@ -7,6 +7,7 @@ and test images where nobody has, and `write` leaves the recipe, which has been 
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import statistics
 import tempfile
@@ -32,6 +33,8 @@ from distilkit.recipe import load
 from distilkit.training.build import build_learner
 from distilkit.workflows import recipe_text
 
+_DEEPEST = 10  # folders in folders that are looked into
+
 OPENED = 200
 """Of a folder's images so many are opened to see their size, evenly spread."""
 
@@ -45,7 +48,9 @@ SMALL_SIDE = 64
 SHARE = 0.2
 """Of the images of class folders that nobody has divided, what is put aside for testing."""
 
-_TEST_ALIKE = ("valid", "validation", "eval", "testing")
+_TRAIN_ALIKE = ("train", "training", "trn")
+_VAL_ALIKE = ("val", "valid", "validation", "dev")
+_TEST_ALIKE = ("test", "testing", "eval", *_VAL_ALIKE)
 _WORDNET = re.compile(r"n\d{8}")
 _ARCHIVES = {
     "cifar10": ("cifar-10-batches-py", "cifar-10-python.tar.gz"),
@@ -152,15 +157,28 @@ def look(folder: Path) -> Found:
     if (folder / "train").is_dir():
         if any((folder / name).is_dir() for name in TEST_FOLDERS):
             return _folders(folder)
-        if alike := [name for name in _TEST_ALIKE if (folder / name).is_dir()]:
-            raise UserError(
-                f"{folder} has train and {alike[0]}; test images are looked for in {' or '.join(TEST_FOLDERS)}",
-                f"give the folder that name: mv {alike[0]} val",
-            )
+        _refuse_other_names(folder, entries)
         return _class_folders(folder / "train")
+    _refuse_other_names(folder, entries)
     if any(name.endswith(".npz") for name in entries):
         return _arrays(folder)
     return _class_folders(folder)
+
+
+def _refuse_other_names(folder: Path, entries: Sequence[str]) -> None:
+    """Raise `UserError` where folders that seem to hold a division would be taken for classes, or for nothing."""
+    folders = [name for name in entries if (folder / name).is_dir()]
+    train = next((name for name in folders if name.lower() in _TRAIN_ALIKE), None)
+    test = next((name for name in folders if name.lower() in _TEST_ALIKE), None)
+    if train is None or test is None:
+        return
+    right = {train: "train", test: "val" if test.lower() in _VAL_ALIKE else "test"}
+    moves = [f"mv {name} {to}" for name, to in right.items() if name not in ("train", *TEST_FOLDERS)]
+    raise UserError(
+        f"{folder} has {train} and {test}; training images are looked for in train, test images in "
+        f"{' or '.join(TEST_FOLDERS)}",
+        f"give the folders those names: {', '.join(moves)}",
+    )
 
 
 def _published(folder: Path) -> Found | None:
@@ -221,8 +239,8 @@ def _class_folders(folder: Path) -> Found:
         raise UserError(f"there are no images in {folder}", _LAYOUT)
     if len(filled) == 1:
         (only,) = filled
-        if any((folder / only / part).is_dir() for part in ("train", *TEST_FOLDERS)):
-            raise UserError(f"the images are one folder further down, in {folder / only}", f"init {folder / only}")
+        if inner := _further_down(folder / only):
+            raise UserError(f"the images are further down, in {inner}", f"distilkit init {shlex.quote(str(inner))}")
         raise UserError(f"{folder} has one class only, {only}; a classifier needs at least 2", _LAYOUT)
     if few := [name for name, found in filled.items() if len(found) < 2]:
         raise UserError(
@@ -237,6 +255,19 @@ def _class_folders(folder: Path) -> Found:
         remarks.append(f"warning: no images in {', '.join(empty[:5])}: no class is made of such a folder")
     count = sum(map(len, filled.values()))
     return Found("image-folder", folder, tuple(filled), count, 0, None, sizes, filled, tuple(remarks))
+
+
+def _further_down(folder: Path) -> Path | None:
+    """Below folders that hold one folder each: the first that holds several, or a division; None where images come."""
+    for _ in range(_DEEPEST):
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        folders = [entry for entry in entries if entry.is_dir()]
+        if len(folders) > 1 or any(entry.name in ("train", *TEST_FOLDERS) for entry in folders):
+            return folder
+        if len(folders) != len(entries) or not folders:
+            break
+        (folder,) = folders
+    return None
 
 
 def measured(paths: Sequence[str]) -> Sizes:

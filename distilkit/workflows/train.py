@@ -155,13 +155,21 @@ def train_seeds(
 ) -> dict[str, Any]:
     """Train a recipe once for each seed, in sibling runs named after them; the runs' figures, with mean and deviation.
 
-    Errors in percent; the deviation is the sample's, over seeds. Raises like `train`.
+    Errors in percent; the deviation is the sample's, over seeds. Where the precision is left to the probe, the first
+    training's counts for all: `compare` takes other precisions for other recipes. Raises like `train`.
     """
-    documents = []
+    documents: list[dict[str, Any]] = []
     for seed in seeds:
         observer.note(f"seed {seed}")
         documents.append(train(sibling(recipe, seed), runs, device=device, command=command, observer=observer))
+        if recipe.train.precision == "auto":
+            recipe = _with_precision_of(Run.open(Path(documents[0]["run"])), recipe)
     return summary_of_seeds(seeds, documents, observer)
+
+
+def _with_precision_of(run: Run, recipe: Recipe) -> Recipe:
+    settings = recipe.train.model_copy(update={"precision": run.recipe.train.precision})
+    return recipe.model_copy(update={"train": settings})
 
 
 def sibling(recipe: Recipe, seed: int) -> Recipe:
@@ -249,8 +257,7 @@ def _continue(
             )
         observer.note(f"continuing with a changed recipe: {'; '.join(changes)}")
         if recipe.train.precision == "auto":
-            settings = recipe.train.model_copy(update={"precision": run.recipe.train.precision})
-            recipe = recipe.model_copy(update={"train": settings})
+            recipe = _with_precision_of(run, recipe)
         if recipe.data.storage == "auto":
             recipe = _stored(recipe, run.data.storage)
         run.recipe = recipe
