@@ -1,11 +1,12 @@
 """How many threads compute: decided by a probe, kept for the whole run, nobody else's affair."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import train_tiny
+from conftest import Result, train_tiny
 
 from distilkit.observer import Observer
 from distilkit.run import Run
@@ -134,3 +135,50 @@ def test_the_probe_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert probed.record["threads"]["used"] == 1
     ours, theirs = (run.learner().state_dict() for run in (probed, plain))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("with_all", "expected"), [(0.9, 2), (2.0, 1)])
+def test_a_pass_over_images_takes_the_faster_number_of_threads(
+    with_all: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_convolutions", lambda: {1: 1.0, 2: with_all}[torch.get_num_threads()])
+    with threads.suited(torch.device("cpu")) as count:
+        assert (count, torch.get_num_threads()) == (expected, expected)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_pass_leaves_the_users_choice_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(threads, "_convolutions", lambda: pytest.fail("there is nothing to choose"))
+    with threads.suited(torch.device("cpu")) as count:
+        assert count == 2
+
+
+def test_the_convolutions_of_the_probe_are_timed() -> None:
+    assert 0 < threads._convolutions() < 60
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    "words", [("evaluate",), ("ensemble-eval",), ("prune-branches",), ("robustness", "--steps", "1")]
+)
+def test_commands_that_look_at_images_ask_the_probe(
+    words: tuple[str, ...],
+    one_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    distilkit: Callable[..., Result],
+) -> None:
+    asked: list[int] = []
+
+    def timed() -> float:
+        asked.append(torch.get_num_threads())
+        return 1.0
+
+    monkeypatch.setattr(threads, "_convolutions", timed)
+    command, *options = words
+    output = ("--output", str(tmp_path / "out")) if command in ("prune-branches", "robustness") else ()
+    assert distilkit(command, one_run, *options, *output, "--json").status == 0
+    assert asked == [1, 2] * 4

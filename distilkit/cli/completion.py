@@ -16,6 +16,8 @@ from typing import Any
 
 import typer
 
+from distilkit.training.files import begun
+
 PACKAGE = Path(__file__).parents[1]
 MOST_RUNS = 50
 LIBRARIES = ("torchvision:", "timm:")
@@ -39,7 +41,7 @@ def run_folders(context: typer.Context, incomplete: str) -> Offered:
     for folder, record in _records(_runs_folder(context)):
         path = str(folder)
         if path.startswith(incomplete):
-            found.append((str(record.get("created", "")), path, _said(record)))
+            found.append((begun(record), path, _said(record)))
     found.sort(key=lambda each: each[0], reverse=True)
     return [(path, said) for _, path, said in found[:MOST_RUNS]]
 
@@ -197,9 +199,7 @@ def _run(context: typer.Context) -> Path | None:
     if typed is not None:
         return Path(str(typed))
     finished = [
-        (str(record.get("created", "")), folder)
-        for folder, record in _records(_runs_folder(context))
-        if record.get("state") == "done"
+        (begun(record), folder) for folder, record in _records(_runs_folder(context)) if record.get("state") == "done"
     ]
     return max(finished)[1] if finished else None
 

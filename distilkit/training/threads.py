@@ -8,10 +8,12 @@ threads than with one (226 against 2,600 images/s, the digits quickstart, two co
 import copy
 import os
 import statistics
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distilkit.learner import Learner
@@ -36,19 +38,48 @@ def choose(learner: Learner, images: Tensor, labels: Tensor, *, repetitions: int
     Returns the faster number of threads, and the median seconds of each number. Leaves the learner, its gradients, the
     global random stream and torch's number of threads as they were.
     """
-    most = torch.get_num_threads()
     twin = copy.deepcopy(learner).train()
-    seconds: dict[int, list[float]] = {1: [], most: []}
     with seeded(0, "thread-probe"):
-        for repetition in range(repetitions + 1):
-            for count, times in seconds.items():
-                with threads(count):
-                    elapsed = timed_step(twin, images, labels, "fp32")
-                if repetition == 1:  # The first of each, which warms up, counts only if it is the last.
-                    times.clear()
-                times.append(elapsed)
-            if min(seconds[most]) > GIVE_UP * min(seconds[1]):
-                break
+        return _faster(lambda: timed_step(twin, images, labels, "fp32"), repetitions)
+
+
+@contextmanager
+def suited(device: torch.device) -> Iterator[int]:
+    """Inside the block, which gets their number, as many threads as a pass over images is fastest with: all, or one.
+
+    Times a chain of small convolutions, a tenth of a second on an idle machine, where there is something to choose.
+    """
+    count = torch.get_num_threads()
+    if may_choose(device):
+        count, _ = _faster(_convolutions, 3)
+    with threads(count):
+        yield count
+
+
+@torch.inference_mode()
+def _convolutions() -> float:
+    """Seconds of a few operators as ResNets on small images are made of."""
+    images = torch.zeros(32, 16, 32, 32).contiguous(memory_format=torch.channels_last)
+    kernel = torch.zeros(16, 16, 3, 3).contiguous(memory_format=torch.channels_last)
+    start = time.perf_counter()
+    for _ in range(12):
+        images = F.relu(F.conv2d(images, kernel, padding=1))
+    return time.perf_counter() - start
+
+
+def _faster(work: Callable[[], float], repetitions: int) -> tuple[int, dict[str, float]]:
+    """One or all: the number of threads with which the work, which gives its seconds, is faster; medians of both."""
+    most = torch.get_num_threads()
+    seconds: dict[int, list[float]] = {1: [], most: []}
+    for repetition in range(repetitions + 1):
+        for count, times in seconds.items():
+            with threads(count):
+                elapsed = work()
+            if repetition == 1:  # The first of each, which warms up, counts only if it is the last.
+                times.clear()
+            times.append(elapsed)
+        if min(seconds[most]) > GIVE_UP * min(seconds[1]):
+            break
     medians = {count: statistics.median(times) for count, times in seconds.items()}
     chosen = 1 if medians[most] > GAIN * medians[1] else most
     return chosen, {str(count): median for count, median in medians.items()}

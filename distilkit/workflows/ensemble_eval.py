@@ -17,6 +17,7 @@ from distilkit.inference import Inference, Precision
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.run import DataRecord, Run, find_run
+from distilkit.training.threads import suited
 from distilkit.workflows.evaluate import SplitName, choose_device, require_split
 
 BATCH_SIZE = 250
@@ -113,13 +114,14 @@ class _Images:
         learner.to(self.device).to(memory_format=torch.channels_last)
         group, method = Inference(learner.group, self.precision), learner.method
         members, ensembles = [], []
-        for batch, _ in evaluation_batches(self.split, BATCH_SIZE, self.device):
-            outputs = group(batch)
-            members.append(outputs.logits_SBC.cpu())
-            if method.ensemble_name:
-                ensembles.append(method.ensemble(outputs).cpu())
-            done = sum(part.shape[1] for part in members)
-            self.observer.progress(f"images, {what}", done, len(self.split.labels))
+        with suited(self.device):
+            for batch, _ in evaluation_batches(self.split, BATCH_SIZE, self.device):
+                outputs = group(batch)
+                members.append(outputs.logits_SBC.cpu())
+                if method.ensemble_name:
+                    ensembles.append(method.ensemble(outputs).cpu())
+                done = sum(part.shape[1] for part in members)
+                self.observer.progress(f"images, {what}", done, len(self.split.labels))
         return torch.cat(members, dim=1), torch.cat(ensembles) if ensembles else None
 
 

@@ -13,6 +13,7 @@ from distilkit.errors import UserError
 from distilkit.inference import Inference, Precision
 from distilkit.observer import Observer
 from distilkit.run import DataRecord, open_model
+from distilkit.training.threads import suited
 
 SplitName = Literal["train", "validation", "test"]
 BATCH_SIZE = 250
@@ -70,10 +71,11 @@ def predict(
     where = torch.device(choose_device(device))
     answers = Inference(classifier.to(where).eval(), precision)
     outputs, done = [], 0
-    for images, _ in evaluation_batches(split, BATCH_SIZE, where):
-        outputs.append(answers(images).cpu())
-        done += len(images)
-        observer.progress("images", done, len(split.labels))
+    with suited(where):
+        for images, _ in evaluation_batches(split, BATCH_SIZE, where):
+            outputs.append(answers(images).cpu())
+            done += len(images)
+            observer.progress("images", done, len(split.labels))
     return torch.cat(outputs)
 
 

@@ -20,6 +20,7 @@ from distilkit.report.measured import ReliabilityBin, TestedClassifier, TestedRu
 from distilkit.run import Run, inside, write_json
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training.log import finite
+from distilkit.training.threads import suited
 from distilkit.workflows.evaluate import choose_device
 
 KEPT = Path("report") / "test.json"
@@ -67,7 +68,8 @@ def _tested(run: Run, digest: str, data_root: str | None, device: str, observer:
     data = run.data.load(("test",), data_root)
     same = run.data.same(data, run.path, data_root, observer)
     split = data.splits["test"]
-    found = _logits(learner, split, where, run.path.name, observer)
+    with suited(where):
+        found = _logits(learner, split, where, run.path.name, observer)
     document = TestedRun(
         weights=digest,
         images=len(split.labels),

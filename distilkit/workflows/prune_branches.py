@@ -28,6 +28,7 @@ from distilkit.run import (
     writable,
     write_json,
 )
+from distilkit.training.threads import suited
 from distilkit.workflows.cards import refresh
 
 BATCH_SIZE = 250
@@ -107,9 +108,11 @@ def _difference(
     split = data.load(("test",), data_root).splits["test"]
     group.to(memory_format=torch.channels_last)
     index, largest, done = group.members.index(member), 0.0, 0
-    for images, _ in evaluation_batches(split, BATCH_SIZE, torch.device("cpu")):
-        logits = pruned(images)
-        largest = max(largest, float((group(images).logits_SBC[index] - logits).abs().max()))
-        done += len(images)
-        observer.progress("images compared", done, len(split.labels))
+    where = torch.device("cpu")
+    with suited(where):
+        for images, _ in evaluation_batches(split, BATCH_SIZE, where):
+            logits = pruned(images)
+            largest = max(largest, float((group(images).logits_SBC[index] - logits).abs().max()))
+            done += len(images)
+            observer.progress("images compared", done, len(split.labels))
     return largest

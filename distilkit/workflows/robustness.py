@@ -21,6 +21,7 @@ from distilkit.observer import Observer
 from distilkit.randomness import generator
 from distilkit.report.curves import plot_curves
 from distilkit.run import Model, inside, open_model, writable, write_json
+from distilkit.training.threads import suited
 from distilkit.workflows.cards import refresh
 from distilkit.workflows.evaluate import choose_device
 from distilkit.workflows.robustness_checks import Thresholds, check_kind
@@ -78,12 +79,11 @@ def robustness(
     models = [open_model(path, runs, member=member, checkpoint=checkpoint)[1] for path in chosen]
     wanted = [threshold.at for threshold in thresholds.parameters]
     grid = perturbation.magnitudes(settings.max_distance, settings.steps, wanted)
+    with suited(torch.device(choose_device(device))):
+        measured = [_measured(model, grid, settings, data_root, device, observer) for model in models]
     document: dict[str, Any] = {
         "settings": vars(settings),
-        "runs": [
-            {**_measured(model, grid, settings, data_root, device, observer), "checkpoint": checkpoint}
-            for model in models
-        ],
+        "runs": [{**each, "checkpoint": checkpoint} for each in measured],
     }
     document["checks"] = [threshold.check(run) for run in document["runs"] for threshold in thresholds.all]
     document["passed"] = all(check["passed"] for check in document["checks"])
