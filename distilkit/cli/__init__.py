@@ -1,9 +1,9 @@
 """The command line: one small file per command. What is heavy is imported inside the functions."""
 
 import errno
-import io
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -33,12 +33,15 @@ from distilkit.cli import (
     report,
     robustness,
     runs,
+    streams,
     train,
 )
-from distilkit.errors import UserError, first_line, out_of_memory
+from distilkit.errors import UserError, broken_package, first_line, out_of_memory
 from distilkit.training.interrupt import Terminated, leave_at_once
 
 SIGPIPE = 13  # which Python does not know everywhere
+LAUNCHERS = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
+"""What `accelerate launch` and `torchrun` tell a process in its environment, in numbers."""
 _terminated: list[int] = []
 """SIGTERM, once it has come: Typer makes a status of every interruption, which no more tells which signal it was."""
 
@@ -82,6 +85,19 @@ def _distilkit(
     ] = False,
 ) -> None:
     """Online knowledge distillation: train a small classifier with its own teachers, prune, export to ONNX."""
+    for name in LAUNCHERS:
+        if not re.fullmatch("-?[0-9]{1,9}", value := os.environ.get(name, "0")):
+            raise UserError(
+                f"the environment variable {name} must be a whole number, as a launcher sets it, not {value!r}",
+                f"unset {name}",
+            )
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        # What torch would load ends the process without a word of ours.
+        raise UserError(
+            f"the working folder is not there any more: {error.strerror}", "cd to a folder that is there"
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -91,10 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     143 interrupted by SIGINT or SIGTERM; 141 the reader of the output has left, as `head` does (SIGPIPE).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        # What the terminal's encoding has no letter for is spelled out: a name in Greek is no failure.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    streams.prepare()
     if completion.completing(os.environ):
         sys.exit(completion.answer(lambda: app(args=[], prog_name="distilkit")))
     try:
@@ -122,7 +135,7 @@ def _signals() -> Iterator[None]:
 
     Not so one process of several: it may be waiting for the others, where Python comes to answer no signal.
     """
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and threading.current_thread() is threading.main_thread()
+    alone = _alone() and threading.current_thread() is threading.main_thread()
     if not alone or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
@@ -132,6 +145,11 @@ def _signals() -> Iterator[None]:
         yield
     finally:
         _leave_at_once_from_here()
+
+
+def _alone() -> bool:
+    """Whether no launcher started this process as one of several. Asked before the environment was looked at."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
@@ -165,14 +183,13 @@ def _wants_json(arguments: Sequence[str]) -> bool:
 
 def _reader_has_left() -> int:
     """The status of a program that its reader, such as `head`, has left: what a shell reports of SIGPIPE."""
-    # Python would complain of the pipe once more when it flushes stdout at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    streams.forget()
     return 128 + SIGPIPE
 
 
 def _status(arguments: Sequence[str]) -> int:
     # One process of several prints the JSON document; the others may still have to say why they ended.
-    as_json = _wants_json(arguments) and os.environ.get("RANK", "0") == "0"
+    as_json = _wants_json(arguments) and (_alone() or os.environ.get("RANK", "0") == "0")
     try:
         status = app(args=list(arguments), prog_name="distilkit", standalone_mode=False) or 0
         # Typer turns Ctrl-C into this status; a check that failed has 1, and told why.
@@ -189,6 +206,9 @@ def _status(arguments: Sequence[str]) -> int:
     except OSError as error:
         from distilkit import console
 
+        if why := streams.stdout_refuses():
+            console.report_user_error(UserError(f"what is printed cannot be written: {why}"), as_json)
+            return 2
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             console.report_fault_of_ours(error, as_json)
             return 3
@@ -220,6 +240,15 @@ def _status(arguments: Sequence[str]) -> int:
                 UserError(
                     f"there is too little memory for this: {first_line(error)}",
                     "free some, or ask for less: fewer images, a smaller batch, another --device",
+                ),
+                as_json,
+            )
+            return 2
+        if package := broken_package(error):
+            console.report_user_error(
+                UserError(
+                    f"{package} cannot be imported here: {type(error).__name__}: {first_line(error)}",
+                    "look at its installation and at the environment variables that it reads: distilkit doctor",
                 ),
                 as_json,
             )

@@ -207,6 +207,12 @@ def resume(
             run = Run.open(path)
             if run.record.get("state") != "done":
                 return _continue(run, recipe, accept_changes, here, device, observer)
+    changes = [] if recipe is None else run.recipe.differences(recipe)
+    if changed := [change for change in changes if not change.startswith("tracking.")]:
+        raise UserError(
+            f"{path} is finished, and was trained with another recipe: {'; '.join(changed)}",
+            "train the changed recipe from its beginning: leave --resume out",
+        )
     observer.note(f"{path} is finished already; there is nothing to resume")
     return result(run)
 
