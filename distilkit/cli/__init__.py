@@ -183,7 +183,7 @@ def _wants_json(arguments: Sequence[str]) -> bool:
 
 def _reader_has_left() -> int:
     """The status of a program that its reader, such as `head`, has left: what a shell reports of SIGPIPE."""
-    streams.forget()
+    streams.forget_stdout()
     return 128 + SIGPIPE
 
 
@@ -206,9 +206,6 @@ def _status(arguments: Sequence[str]) -> int:
     except OSError as error:
         from distilkit import console
 
-        if why := streams.stdout_refuses():
-            console.report_user_error(UserError(f"what is printed cannot be written: {why}"), as_json)
-            return 2
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             console.report_fault_of_ours(error, as_json)
             return 3
