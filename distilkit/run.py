@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from distilkit import recipe as recipes
 from distilkit.data import datasets
+from distilkit.data.storage import machine_memory
 from distilkit.errors import UserError, require_plain_file
 from distilkit.group import Classifier, Normalize
 from distilkit.learner import Learner
@@ -290,9 +291,9 @@ class Run:
                 if runs.exists() and not runs.is_dir():
                     raise UserError(f"{runs} is a file, not a folder for runs", "choose another with --runs") from None
                 continue
-            except OSError as error:
+            except (OSError, RecursionError) as error:  # a thousand folders in each other
                 raise UserError(
-                    f"the run folder {path} cannot be written: {error.strerror or error}",
+                    f"the run folder {str(path)[:200]} cannot be written: {getattr(error, 'strerror', None) or error}",
                     "choose another folder with --runs",
                 ) from error
             run = cls(path, recipe, {"format": FORMAT, **record})
@@ -505,7 +506,7 @@ def stock_classifier(
 def load_weights(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file. Raises `UserError` when it is missing or damaged."""
     try:
-        require_plain_file(file)
+        require_plain_file(file, machine_memory())
         return checkpoints.read_tensors(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights {file} cannot be read: {error}", PRUNE_AGAIN) from error
@@ -514,7 +515,7 @@ def load_weights(file: Path) -> dict[str, Tensor]:
 def load_weights_and_digest(file: Path) -> tuple[dict[str, Tensor], str]:
     """Like `load_weights`, and the file's SHA-256 in hexadecimal; the file is read once."""
     try:
-        require_plain_file(file)
+        require_plain_file(file, machine_memory())
         content = file.read_bytes()
         return load(content), hashlib.sha256(content).hexdigest()
     except (OSError, SafetensorError) as error:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from typing import Any
 
@@ -28,8 +29,8 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     for name in ("COLUMNS", "LINES"):
-        # Rich takes for a number what has Unicode's digits alone, such as a superscript two.
-        if not os.environ.get(name, "").isascii():
+        # Rich takes a superscript two for a number, and makes room for a billion columns.
+        if not re.fullmatch("[0-9]{1,4}", os.environ.get(name, "80")):
             del os.environ[name]
 
 

@@ -1,6 +1,7 @@
 """A user's own images: `root/train/<class>/*` and `root/test/<class>/*` (or `root/val`), one folder per class."""
 
 import os
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,7 +157,11 @@ def find_images(root: Path, tests: Sequence[str] = TEST_FOLDERS) -> Layout:
         for name in sorted(set(classes[there]) - set(classes[other]))
     ]
     if faults:
-        raise UserError("; ".join(faults), "every class needs its folder, of one name, for training and for testing")
+        hint = "every class needs its folder, of one name, for training and for testing"
+        alike = [{unicodedata.normalize("NFC", name) for name in classes[part]} for part in ("train", "test")]
+        if alike[0] == alike[1]:
+            hint = "they look alike and are spelled with other characters (accents of their own): rename the folders"
+        raise UserError("; ".join(faults), hint)
     if len(classes["train"]) < 2:
         raise UserError(f"{folders['train']} has one class only; a classifier needs at least 2", layout_hint)
 

@@ -187,6 +187,8 @@ def _headers(path: Path) -> dict[str, _Header]:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 name = entry.filename
+                if name.removesuffix(".npy") in headers:
+                    raise ValueError("it is there twice")
                 with archive.open(entry) as file:
                     header = _header(file)
                     size = int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize

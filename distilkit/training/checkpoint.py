@@ -25,6 +25,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from distilkit.data.storage import machine_memory
 from distilkit.errors import UserError, require_plain_file
 from distilkit.training import files
 
@@ -204,8 +205,8 @@ def _is_pin(pointer: object, target: object) -> bool:
 def _load_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
     file = path / name
     try:
-        require_plain_file(file)
-        # Not read as a whole, for a file of a stranger may say that it is larger than any memory.
+        # Terabytes of zeros take no room on a stranger's disk.
+        require_plain_file(file, machine_memory())
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
