@@ -223,10 +223,8 @@ def test_what_a_newer_distilkit_wrote_says_so(what: str, run: Path, pruned: Path
 
 
 def of_the_run(run: Path) -> dict[str, Path]:
-    files = ("state.json", "group.safetensors")
-    return {"run.json": run / "run.json", "recipe.toml": run / "recipe.toml"} | {
-        name: last(run) / name for name in files
-    }
+    named = {name: last(run) / name for name in ("state.json", "group.safetensors")}
+    return {"run.json": run / "run.json", "recipe.toml": run / "recipe.toml"} | named
 
 
 @pytest.mark.timeout(120)
