@@ -449,7 +449,7 @@ def test_names_in_an_archive_of_arrays_become_no_files(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*escaped*"))
 
 
-def test_a_picture_that_unpacks_to_gigabytes_is_unanswered(tmp_path: Path, distilkit: Command) -> None:
+def test_a_picture_that_unpacks_to_gigabytes_is_unanswered_and_so_is_a_pipe(tmp_path: Path, distilkit: Command) -> None:
     nodes = [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["score"])]
     nodes.append(helper.make_node("Softmax", ["score"], ["probabilities"]))
     model = small_model(helper.make_tensor("w", TensorProto.FLOAT, [64, 2], [0.0] * 128), nodes)
@@ -460,12 +460,14 @@ def test_a_picture_that_unpacks_to_gigabytes_is_unanswered(tmp_path: Path, disti
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 200_000
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "good.png")
-    result = distilkit("predict", tmp_path / "model.onnx", tmp_path / "bomb.png", tmp_path / "good.png", "--json")
+    os.mkfifo(tmp_path / "pipe.png")
+    result = distilkit("predict", tmp_path / "model.onnx", tmp_path, "--json")
     document = result.json
     assert [each["image"] for each in document["predictions"]] == [str(tmp_path / "good.png")]
-    [unanswered] = document["unanswered"]
-    assert unanswered["image"] == str(tmp_path / "bomb.png")
-    assert "bomb" in unanswered["reason"]
+    reasons = {each["image"]: each["reason"] for each in document["unanswered"]}
+    assert reasons.keys() == {str(tmp_path / "bomb.png"), str(tmp_path / "pipe.png")}
+    assert "bomb" in reasons[str(tmp_path / "bomb.png")]
+    assert "no plain file" in reasons[str(tmp_path / "pipe.png")]
 
 
 # Teachers
