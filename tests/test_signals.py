@@ -291,10 +291,11 @@ def test_whenever_a_signal_comes_there_is_no_traceback(
         process.send_signal(signum)
         _, err = process.communicate(timeout=120)
         # Before the first line of distilkit Python itself answers, and it does so with a traceback for Ctrl-C.
-        if process.returncode == -signum or (process.returncode == 1 and "distilkit/cli" not in err):
-            assert place < 4, (place, err)
+        if "Traceback" in err and "distilkit/cli" not in err:
+            assert place < 4, (place, process.returncode, err)
             continue
         assert "Traceback" not in err, (place, err)
-        statuses.append(process.returncode)
-    assert set(statuses) <= {0, 128 + signum}, statuses
-    assert 128 + signum in statuses
+        # When a library has seen the interruption, Python ends itself by the signal: for a shell that is the same.
+        assert process.returncode in (0, 128 + signum, -signum), (place, process.returncode, err)
+        statuses.append(process.returncode if "interrupted by" in err else 0)
+    assert {128 + signum, -signum} & set(statuses), statuses

@@ -42,8 +42,9 @@ from distilkit.training.interrupt import Terminated, leave_at_once
 SIGPIPE = 13  # which Python does not know everywhere
 LAUNCHERS = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
 """What `accelerate launch` and `torchrun` tell a process in its environment, in numbers."""
-_terminated: list[int] = []
-"""SIGTERM, once it has come: Typer makes a status of every interruption, which no more tells which signal it was."""
+_came: list[int] = []
+"""SIGINT and SIGTERM, once they have come: Typer makes a status of every interruption, which no more tells which signal
+it was; and what was being imported may make an error of its own of it."""
 
 app = typer.Typer(
     name="distilkit",
@@ -135,12 +136,14 @@ def _signals() -> Iterator[None]:
 
     Not so one process of several: it may be waiting for the others, where Python comes to answer no signal.
     """
+    _came.clear()
     alone = _alone() and threading.current_thread() is threading.main_thread()
     if not alone or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    _terminated.clear()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
     try:
         yield
     finally:
@@ -152,9 +155,9 @@ def _alone() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    _terminated.append(signum)
-    raise Terminated
+def _stop(signum: int, frame: FrameType | None) -> None:
+    _came.append(signum)
+    raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
 
 
 def _leave_at_once_from_here() -> None:
@@ -162,7 +165,7 @@ def _leave_at_once_from_here() -> None:
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):
             # Not the training's own, of one process of several: its launcher's signals may still come.
-            if signal.getsignal(signum) in (signal.default_int_handler, _terminate):
+            if signal.getsignal(signum) in (signal.default_int_handler, _stop):
                 signal.signal(signum, leave_at_once)
 
 
@@ -170,7 +173,7 @@ def _interrupted(hint: str, as_json: bool) -> int:
     _leave_at_once_from_here()
     from distilkit import console
 
-    signum = signal.SIGTERM if _terminated else signal.SIGINT
+    signum = signal.SIGTERM if signal.SIGTERM in _came else signal.SIGINT
     console.report_interruption(f"interrupted by {signum.name}", hint, as_json)
     return 128 + signum
 
@@ -241,6 +244,9 @@ def _status(arguments: Sequence[str]) -> int:
                 as_json,
             )
             return 2
+        if _came:
+            # Somebody has caught the interruption, numpy's import perhaps, and has failed of what was left undone.
+            return _interrupted("type the command again", as_json)
         if package := broken_package(error):
             console.report_user_error(
                 UserError(
