@@ -197,7 +197,7 @@ def resume(
 
     A finished run is left as it is: the observer is told so, and its figures are returned. `recipe`: what the caller
     believes the run's recipe to be; where it differs from the run's own, `UserError` lists the differences unless they
-    are accepted.
+    are accepted, and always where the run is finished.
     """
     here = join(device)
     run = Run.open(path)
