@@ -7,6 +7,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -210,7 +211,8 @@ def report_fault_of_ours(error: BaseException, as_json: bool) -> None:
 
 
 def _print_failure(kind: str, message: str, hint: str | None, faults: list[dict[str, Any]]) -> None:
-    print_json({"error": {"kind": kind, "message": message, "hint": hint, "faults": faults}})
+    with suppress(UserError):  # stdout is full: what there is to say is said on stderr
+        print_json({"error": {"kind": kind, "message": message, "hint": hint, "faults": faults}})
 
 
 def percent(value: float | None) -> str:

@@ -1,6 +1,10 @@
 """The faults that are the user's to mend. Everything else that is raised is a fault of ours."""
 
 import difflib
+import errno
+import os
+import stat
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -53,11 +57,32 @@ class SettingError(UserError):
         self.key = key
 
 
+def require_plain_file(path: str | os.PathLike[str], most_bytes: int | None = None) -> None:
+    """Raise `OSError` where `path` is a pipe, a socket or a device, as an archive of a stranger may hold them.
+
+    To open one may wait for ever, and to read it may never end; neither does one of more than `most_bytes`, which is
+    refused too: a terabyte of zeros takes no room. A folder passes: `open` refuses it by itself.
+    """
+    found = os.stat(path)  # noqa: PTH116 - for every picture of a data set
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    if most_bytes is not None and found.st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and {most_bytes:,} are the most", str(path))
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is the want of memory, of a device or of the machine; asked without importing torch."""
     # torch's own class for devices; its allocator on the CPU raises a plain RuntimeError.
     told = "DefaultCPUAllocator" in str(error) or "not enough memory: you tried to allocate" in str(error)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or told
+
+
+def broken_package(error: BaseException) -> str | None:
+    """The package of others whose import raised the error, by what it is or by what surrounds it; None for any else."""
+    frames = [(str(f.f_globals.get("__name__")), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [place for place, (module, _) in enumerate(frames) if module.partition(".")[0] == "distilkit"]
+    after = frames[ours[-1] + 1 :] if ours else []
+    return next((module.partition(".")[0] for module, function in after if function == "<module>"), None)
 
 
 def first_line(error: BaseException) -> str:

@@ -21,12 +21,13 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from distilkit import recipe as recipes
 from distilkit.data import datasets
-from distilkit.errors import UserError
+from distilkit.data.storage import machine_memory
+from distilkit.errors import UserError, require_plain_file
 from distilkit.group import Classifier, Normalize
 from distilkit.learner import Learner
 from distilkit.models import own, registry
@@ -290,9 +291,9 @@ class Run:
                 if runs.exists() and not runs.is_dir():
                     raise UserError(f"{runs} is a file, not a folder for runs", "choose another with --runs") from None
                 continue
-            except OSError as error:
+            except (OSError, RecursionError) as error:  # a thousand folders in each other
                 raise UserError(
-                    f"the run folder {path} cannot be written: {error.strerror or error}",
+                    f"the run folder {str(path)[:200]} cannot be written: {getattr(error, 'strerror', None) or error}",
                     "choose another folder with --runs",
                 ) from error
             run = cls(path, recipe, {"format": FORMAT, **record})
@@ -505,7 +506,8 @@ def stock_classifier(
 def load_weights(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file. Raises `UserError` when it is missing or damaged."""
     try:
-        return load_file(file)
+        require_plain_file(file, machine_memory())
+        return checkpoints.read_tensors(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights {file} cannot be read: {error}", PRUNE_AGAIN) from error
 
@@ -513,6 +515,7 @@ def load_weights(file: Path) -> dict[str, Tensor]:
 def load_weights_and_digest(file: Path) -> tuple[dict[str, Tensor], str]:
     """Like `load_weights`, and the file's SHA-256 in hexadecimal; the file is read once."""
     try:
+        require_plain_file(file, machine_memory())
         content = file.read_bytes()
         return load(content), hashlib.sha256(content).hexdigest()
     except (OSError, SafetensorError) as error:
@@ -589,7 +592,8 @@ def write_text(file: Path, text: str) -> None:
         raise UserError(f"{file} is a folder; what is written is a file", "name a file")
     try:
         with appearing(file) as partial:
-            partial.write_text(text, encoding="utf-8")
+            # Of a folder's name that is no UTF-8 the bytes are spelled out.
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
 
@@ -688,6 +692,7 @@ def _known_record(path: Path) -> dict[str, Any]:
 
 def _read_json(file: Path, what: str) -> dict[str, Any]:
     try:
+        require_plain_file(file, files.LARGEST_JSON)
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file.parent} is not {what}: it has no {file.name}", f"name the folder of {what}") from None

@@ -28,7 +28,7 @@ from distilkit.observer import Observer
 from distilkit.recipe import Recipe
 from distilkit.run import Run
 from distilkit.training import checkpoint as checkpoints
-from distilkit.training import precision
+from distilkit.training import precision, processes
 from distilkit.training.interrupt import Interrupted
 from distilkit.training.trainer import Trainer
 from distilkit.workflows import predict as prediction
@@ -433,6 +433,74 @@ def test_the_home_of_nobody_is_named(tmp_path: Path, distilkit: Command) -> None
 
     with pytest.raises(UserError, match="nosuchuser"):
         package.load(nobody)
+
+
+# What a launcher and others leave in the environment
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["abc", "", "\u00b2"])
+def test_a_launchers_number_that_is_none_is_named(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilkit: Command
+) -> None:
+    monkeypatch.setenv(name, value)
+    result = distilkit("runs", "--runs", tmp_path, "--json")
+    assert result.status == 2
+    assert f"{name} must be a whole number" in result.json["error"]["message"]
+
+
+def test_a_rank_alone_makes_no_part_of_many(monkeypatch: pytest.MonkeyPatch, distilkit: Command) -> None:
+    """One of several leaves the document to the first of them; one that is alone has nobody to leave it to."""
+    monkeypatch.setenv("RANK", "1")
+    assert distilkit("recipes", "show", "nosuch", "--json").json["error"]["message"]
+    assert processes.is_main()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not processes.is_main()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "cannot join the processes of this training"),
+        ({"ACCELERATE_USE_CPU": "maybe"}, "cannot do what its settings ask for: invalid truth value"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "cannot do what its settings ask for: DeepSpeed is not installed"),
+    ],
+    ids=str,
+)
+def test_what_accelerate_cannot_do_is_no_fault_of_ours(
+    variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    try:
+        with pytest.raises(UserError, match=words) as error:
+            processes.make_accelerator("fp32", "cpu")
+        assert all(name in str(error.value.hint) for name in variables if name != "LOCAL_RANK")
+    finally:
+        monkeypatch.undo()
+        processes.make_accelerator("fp32", "cpu")
+
+
+def test_the_recipe_alone_decides_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch` hands its own configuration on, in which somebody may have chosen a compiler."""
+    for backend in ("inductor", "nosuch"):
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", backend)
+        accelerator = processes.make_accelerator("fp32", "cpu")
+        assert accelerator.prepare(torch.nn.Linear(2, 2)).__class__ is torch.nn.Linear
+
+
+def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
+    """torch refuses names of logs that it does not have while it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-m", "distilkit", "compare", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TORCH_LOGS": "nosuchlog"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "torch cannot be imported here: ValueError" in json.loads(done.stdout)["error"]["message"]
+    assert "Traceback" not in done.stderr
 
 
 # Shared memory, as a container may have it

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from distilkit.data import datasets, npz
 from distilkit.data.pixels import Framing
 from distilkit.data.preparation import Preparation
 from distilkit.errors import UserError
+from distilkit.models import registry
+from distilkit.report.curves import plot_curves
 from distilkit.run import PrunedModel, Run
 from distilkit.training import checkpoint as checkpoints
 from distilkit.workflows import predict as prediction
@@ -216,6 +219,74 @@ def test_what_a_newer_distilkit_wrote_says_so(what: str, run: Path, pruned: Path
     refused(distilkit("evaluate", run, "--device", "cpu"), "this distilkit reads", "update distilkit")
 
 
+# Files that are none, and names that are no text
+
+
+def of_the_run(run: Path) -> dict[str, Path]:
+    named = {name: last(run) / name for name in ("state.json", "group.safetensors")}
+    return {"run.json": run / "run.json", "recipe.toml": run / "recipe.toml"} | named
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["run.json", "recipe.toml", "state.json", "group.safetensors"])
+def test_a_pipe_in_a_run_is_not_waited_for(name: str, run: Path, distilkit: Command) -> None:
+    """An archive may hold one; nobody writes to it."""
+    file = of_the_run(run)[name]
+    file.unlink()
+    os.mkfifo(file)
+    for command in (("evaluate", run, "--device", "cpu"), ("runs", "--runs", run.parent), ("compare",)):
+        more = ("--runs", run.parent) if command == ("compare",) else ()
+        result = distilkit(*command, *more)
+        assert result.status in (0, 2), result
+    refused(distilkit("evaluate", run, "--device", "cpu"), name if name != "run.json" else "run.json")
+
+
+@pytest.mark.timeout(120)
+def test_a_pipe_in_a_pruned_model_is_not_waited_for(pruned: Path, distilkit: Command) -> None:
+    (pruned / "model.safetensors").unlink()
+    os.mkfifo(pruned / "model.safetensors")
+    refused(distilkit("evaluate", pruned, "--device", "cpu"), "model.safetensors", "no plain file")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["run.json", "state.json", "group.safetensors"])
+def test_a_terabyte_of_zeros_is_not_read(name: str, run: Path, distilkit: Command) -> None:
+    os.truncate(of_the_run(run)[name], 2**40)
+    refused(distilkit("evaluate", run, "--device", "cpu"), name, "bytes, and", "are the most")
+    assert distilkit("runs", "--runs", run.parent).status == 0
+
+
+def test_of_a_pointer_no_more_than_a_name_is_read(run: Path, distilkit: Command) -> None:
+    os.truncate(run / "checkpoints" / "last", 2**40)
+    refused(distilkit("evaluate", run, "--device", "cpu"), "has no checkpoint 'last'")
+
+
+def test_a_checkpoints_name_with_digits_that_are_none(run: Path, distilkit: Command) -> None:
+    (run / "checkpoints" / "step_\u00b2").mkdir()
+    assert distilkit("evaluate", run, "--device", "cpu").status == 0
+
+
+def test_a_folders_name_that_is_no_text_is_no_damage(run: Path, distilkit: Command) -> None:
+    named = run.with_name(os.fsdecode(b"one\xff"))
+    try:
+        run.rename(named)
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 alone")
+    assert distilkit("evaluate", named, "--device", "cpu", "--json").status == 0
+    report = named.parent / "report.html"
+    words = ("report", named, "--no-evaluate", "--no-figures", "--output", report, "--json")
+    record = json.loads((named / "run.json").read_text())
+    (named / "run.json").write_text(json.dumps(record | {"state": "done"}))
+    result = distilkit(*words)
+    assert result.status == 0, result.err
+    assert "one\\udcff" in report.read_text(encoding="utf-8")
+    curve = {"run": str(named), "method": "one", "member": "student_0", "magnitudes": [0.0, 1.0]}
+    curve |= {kind: {"train": [[1.0, 2.0]], "test": [[1.0, 2.0]]} for kind in ("curves", "cross_entropy")}
+    for file in plot_curves([curve], named.parent / "curves", "frozen", "unit"):
+        assert file.stat().st_size
+    refused(distilkit("export", named, "--format", "pt2"), "not UTF-8")
+
+
 # Paths
 
 
@@ -378,7 +449,7 @@ def test_names_in_an_archive_of_arrays_become_no_files(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*escaped*"))
 
 
-def test_a_picture_that_unpacks_to_gigabytes_is_unanswered(tmp_path: Path, distilkit: Command) -> None:
+def test_a_picture_that_unpacks_to_gigabytes_is_unanswered_and_so_is_a_pipe(tmp_path: Path, distilkit: Command) -> None:
     nodes = [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["score"])]
     nodes.append(helper.make_node("Softmax", ["score"], ["probabilities"]))
     model = small_model(helper.make_tensor("w", TensorProto.FLOAT, [64, 2], [0.0] * 128), nodes)
@@ -389,12 +460,14 @@ def test_a_picture_that_unpacks_to_gigabytes_is_unanswered(tmp_path: Path, disti
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 200_000
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "good.png")
-    result = distilkit("predict", tmp_path / "model.onnx", tmp_path / "bomb.png", tmp_path / "good.png", "--json")
+    os.mkfifo(tmp_path / "pipe.png")
+    result = distilkit("predict", tmp_path / "model.onnx", tmp_path, "--json")
     document = result.json
     assert [each["image"] for each in document["predictions"]] == [str(tmp_path / "good.png")]
-    [unanswered] = document["unanswered"]
-    assert unanswered["image"] == str(tmp_path / "bomb.png")
-    assert "bomb" in unanswered["reason"]
+    reasons = {each["image"]: each["reason"] for each in document["unanswered"]}
+    assert reasons.keys() == {str(tmp_path / "bomb.png"), str(tmp_path / "pipe.png")}
+    assert "bomb" in reasons[str(tmp_path / "bomb.png")]
+    assert "no plain file" in reasons[str(tmp_path / "pipe.png")]
 
 
 # Teachers
@@ -419,6 +492,19 @@ def test_a_teachers_pickle_is_refused_and_has_not_run(tmp_path: Path, distilkit:
         result = distilkit("train", "quickstart_one", *words, "--runs", tmp_path / "runs", "--device", "cpu")
         refused(result, name, "without executing")
     assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_to_start_from_that_are_no_numbers_are_listed_together(tmp_path: Path, distilkit: Command) -> None:
+    state = registry.create("resnet8", 10, 1).state_dict()
+    first, second = [name for name, tensor in state.items() if tensor.dim() == 4][:2]
+    state[first][0] = math.nan
+    state[second] = state[second].long()
+    torch.save(state, tmp_path / "start.pth")
+    changes = (f"model.pretrained={tmp_path / 'start.pth'}", "model.architecture=resnet8")
+    words = [word for change in changes for word in ("--set", change)]
+    result = distilkit("train", "quickstart_one", *words, "--runs", tmp_path / "runs", "--device", "cpu")
+    refused(result, "model.pretrained", f"{first} is not all finite numbers", f"{second} is int64")
     assert not (tmp_path / "runs").exists()
 
 

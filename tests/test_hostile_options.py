@@ -21,7 +21,18 @@ from distilkit import cli
 from distilkit.training.trainer import Trainer
 
 Command = Callable[..., Result]
-COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+def every_command(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every command by the words that call it, `runs prune` as well as `runs`."""
+    for name, command in group.commands.items():
+        words = (*before, name)
+        yield " ".join(words), command
+        if hasattr(command, "commands"):
+            yield from every_command(command, words)
+
+
+COMMANDS: dict[str, Any] = dict(every_command(typer.main.get_command(cli.app)))
 
 ABSURD = (
     "", "-1", "0", "nan", "1e308", "9" * 20, "x" * 5000, "../../etc/passwd", "/dev/null", "\udcff\x1b[31mred\x07",
@@ -47,7 +58,12 @@ BASE: dict[str, tuple[str, ...]] = {
     "pull": ("{published}",),
     "report": ("{run}", "--no-figures", "--no-evaluate", "--output", "report.html"),
     "runs": ("--limit", "1"),
+    "runs show": ("{run}",),
+    "runs prune": ("--dry-run", "--name", "nothing"),
     "recipes": (),
+    "recipes list": (),
+    "recipes show": ("quickstart",),
+    "recipes copy": ("quickstart", "copied.toml", "--force"),
     "doctor": ("--quick",),
     "init": ("{images}", "--architecture", "resnet8", "--output", "init.toml", "--force"),
 }
@@ -110,7 +126,7 @@ def tried(command: str, option: str, values: tuple[str, ...], place: dict[str, s
     words = [*base, option] if option else base[1:]
     faults = []
     for value in values:
-        result = distilkit(command, *words, value)
+        result = distilkit(*command.split(), *words, value)
         text = result.out + result.err
         if result.status not in (0, 1, 2) or (result.status == 2 and not re.search("error: .", result.err)):
             faults.append((value[:20], result.status, result.err[-300:]))
@@ -141,6 +157,6 @@ def test_unknown_options_and_too_many_words_are_refused(
 ) -> None:
     base = [word.format(**place) for word in BASE[command]]
     for words in (["--no-such-option"], ["--jsn"], ["-x"], ["--json=3"], ["--runs"]):
-        result = distilkit(command, *base, *words)
+        result = distilkit(*command.split(), *base, *words)
         assert result.status == 2, (command, words, result)
         assert "error: " in result.err

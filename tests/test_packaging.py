@@ -83,5 +83,5 @@ def test_built_in_recipes_are_found_in_an_unpacked_wheel(wheel: Path, tmp_path: 
 
 def test_the_command_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["scripts"] == {"distilkit": "distilkit.cli:main"}
+    assert project["scripts"] == {"distilkit": "distilkit.__main__:main"}
     assert project["requires-python"] == ">=3.11"

@@ -68,6 +68,16 @@ def test_runs_that_held_out_other_images_form_no_ensemble_on_them(
     assert distilkit("ensemble-eval", *runs, "--json").status == 0
 
 
+def test_a_finished_run_takes_no_other_recipe(one_run: Path, tmp_path: Path, distilkit: Callable[..., Result]) -> None:
+    """What was asked for would be passed over in silence."""
+    words = ("train", one_run / "recipe.toml", "--resume", one_run, "--device", "cpu")
+    assert distilkit(*words).status == 0
+    result = distilkit(*words, "--set", "train.epochs=9", "--accept-changes")
+    assert result.status == 2
+    assert "is finished" in result.err
+    assert "train.epochs" in result.err
+
+
 @pytest.mark.parametrize("change", [{"std": [0.0]}, {"std": [float("nan")]}, {"mean": [0.1, 0.2]}, {"size": 0}])
 def test_constants_that_no_image_can_have_are_damage(
     one_run: Path, tmp_path: Path, change: dict[str, object], distilkit: Callable[..., Result]

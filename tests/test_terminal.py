@@ -1,6 +1,7 @@
 """What is printed where it is read: files and pipes, narrow terminals, terminals without colours or letters."""
 
 import io
+import json
 import os
 import pty
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, train_tiny
+from conftest import TINY, Result, train_tiny
 from rich.console import Console
 
 import distilkit as package
@@ -151,3 +152,77 @@ def test_a_locale_without_letters_and_a_real_terminal_of_twenty_columns(tmp_path
     assert "Traceback" not in text
     assert "\x1b[3" not in text
     assert "gr\\xf6\\xdfe" in text or "gr\\udcc3" in text
+
+
+# Streams that are closed or full
+
+
+def in_a_shell(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `command`, in which $D is distilkit, by a shell in `folder`."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "PYTHONUNBUFFERED")}
+    path = str(Path(package.__file__).parents[1])
+    environment = {**kept, "PYTHONPATH": path, "D": f"{sys.executable} -m distilkit", **variables}
+    return subprocess.run(
+        ["sh", "-c", command],
+        cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+@needs_full
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_that_finds_no_room_is_said(unbuffered: str, tmp_path: Path) -> None:
+    for words in ("recipes --json", "--version", "recipes --help", "recipes show nosuch --json"):
+        done = in_a_shell(f"$D {words} > /dev/full", tmp_path, PYTHONUNBUFFERED=unbuffered)
+        assert done.returncode == 2, (words, done.stderr)
+        assert "Traceback" not in done.stderr
+        wanted = "there is no recipe 'nosuch'" if "nosuch" in words else f"cannot be written: {os.strerror(28)}"
+        assert wanted in done.stderr, words
+
+
+@needs_full
+def test_a_log_without_room_ends_no_training(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY.replace("epochs = 2", "epochs = 1"), encoding="utf-8")
+    done = in_a_shell("$D train tiny.toml --device cpu --json 2> /dev/full", tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["state"] == "done"
+    assert in_a_shell("$D recipes show nosuch 2> /dev/full", tmp_path).returncode == 2
+
+
+def test_closed_streams_are_nothing_to_fail_of(run: Path, tmp_path: Path) -> None:
+    for command, status in (
+        ("$D recipes >&-", 0),
+        ("$D recipes show nosuch --json >&- 2>&-", 2),
+        (f"$D runs prune --runs {run.parent} --name '*' <&-", 2),
+    ):
+        done = in_a_shell(command, tmp_path)
+        assert done.returncode == status, (command, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert "fault" not in done.stderr
+    assert run.is_dir()
+    # A file that is opened then does not take the place of stderr, where libraries print.
+    code = "from distilkit.cli import streams; streams.prepare(); file = open('x', 'w'); file.write(str(file.fileno()))"
+    in_a_shell(f'{sys.executable} -c "{code}" <&- >&- 2>&-', tmp_path)
+    assert int((tmp_path / "x").read_text()) > 2
+
+
+def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
+    done = in_a_shell("{ $D recipes; echo $? > status; } | head -1", tmp_path)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+    assert int((tmp_path / "status").read_text()) in (0, 141)
+
+
+@pytest.mark.parametrize("columns", ["0", "-5", "\u00b2", "9" * 12])
+def test_a_width_that_is_none_is_no_failure(columns: str, tmp_path: Path) -> None:
+    done = in_a_shell("$D recipes show quickstart --help", tmp_path, COLUMNS=columns)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_working_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    done = in_a_shell("mkdir gone && cd gone && rmdir ../gone && $D compare --json", tmp_path)
+    assert done.returncode == 2
+    assert "the working folder is not there any more" in json.loads(done.stdout)["error"]["message"]
+    assert "Traceback" not in done.stderr

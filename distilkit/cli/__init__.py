@@ -1,9 +1,9 @@
 """The command line: one small file per command. What is heavy is imported inside the functions."""
 
 import errno
-import io
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -33,14 +33,18 @@ from distilkit.cli import (
     report,
     robustness,
     runs,
+    streams,
     train,
 )
-from distilkit.errors import UserError, first_line, out_of_memory
+from distilkit.errors import UserError, broken_package, first_line, out_of_memory
 from distilkit.training.interrupt import Terminated, leave_at_once
 
 SIGPIPE = 13  # which Python does not know everywhere
-_terminated: list[int] = []
-"""SIGTERM, once it has come: Typer makes a status of every interruption, which no more tells which signal it was."""
+LAUNCHERS = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
+"""What `accelerate launch` and `torchrun` tell a process in its environment, in numbers."""
+_came: list[int] = []
+"""SIGINT and SIGTERM, once they have come: Typer makes a status of every interruption, which no more tells which signal
+it was; and what was being imported may make an error of its own of it."""
 
 app = typer.Typer(
     name="distilkit",
@@ -82,6 +86,19 @@ def _distilkit(
     ] = False,
 ) -> None:
     """Online knowledge distillation: train a small classifier with its own teachers, prune, export to ONNX."""
+    for name in LAUNCHERS:
+        if not re.fullmatch("-?[0-9]{1,9}", value := os.environ.get(name, "0")):
+            raise UserError(
+                f"the environment variable {name} must be a whole number, as a launcher sets it, not {value!r}",
+                f"unset {name}",
+            )
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        # What torch would load ends the process without a word of ours.
+        raise UserError(
+            f"the working folder is not there any more: {error.strerror}", "cd to a folder that is there"
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -91,10 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     143 interrupted by SIGINT or SIGTERM; 141 the reader of the output has left, as `head` does (SIGPIPE).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        # What the terminal's encoding has no letter for is spelled out: a name in Greek is no failure.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    streams.prepare()
     if completion.completing(os.environ):
         sys.exit(completion.answer(lambda: app(args=[], prog_name="distilkit")))
     try:
@@ -122,21 +136,28 @@ def _signals() -> Iterator[None]:
 
     Not so one process of several: it may be waiting for the others, where Python comes to answer no signal.
     """
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and threading.current_thread() is threading.main_thread()
+    _came.clear()
+    alone = _alone() and threading.current_thread() is threading.main_thread()
     if not alone or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    _terminated.clear()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
     try:
         yield
     finally:
         _leave_at_once_from_here()
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    _terminated.append(signum)
-    raise Terminated
+def _alone() -> bool:
+    """Whether no launcher started this process as one of several. Asked before the environment was looked at."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    _came.append(signum)
+    raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
 
 
 def _leave_at_once_from_here() -> None:
@@ -144,7 +165,7 @@ def _leave_at_once_from_here() -> None:
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):
             # Not the training's own, of one process of several: its launcher's signals may still come.
-            if signal.getsignal(signum) in (signal.default_int_handler, _terminate):
+            if signal.getsignal(signum) in (signal.default_int_handler, _stop):
                 signal.signal(signum, leave_at_once)
 
 
@@ -152,7 +173,7 @@ def _interrupted(hint: str, as_json: bool) -> int:
     _leave_at_once_from_here()
     from distilkit import console
 
-    signum = signal.SIGTERM if _terminated else signal.SIGINT
+    signum = signal.SIGTERM if signal.SIGTERM in _came else signal.SIGINT
     console.report_interruption(f"interrupted by {signum.name}", hint, as_json)
     return 128 + signum
 
@@ -165,14 +186,13 @@ def _wants_json(arguments: Sequence[str]) -> bool:
 
 def _reader_has_left() -> int:
     """The status of a program that its reader, such as `head`, has left: what a shell reports of SIGPIPE."""
-    # Python would complain of the pipe once more when it flushes stdout at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    streams.forget_stdout()
     return 128 + SIGPIPE
 
 
 def _status(arguments: Sequence[str]) -> int:
     # One process of several prints the JSON document; the others may still have to say why they ended.
-    as_json = _wants_json(arguments) and os.environ.get("RANK", "0") == "0"
+    as_json = _wants_json(arguments) and (_alone() or os.environ.get("RANK", "0") == "0")
     try:
         status = app(args=list(arguments), prog_name="distilkit", standalone_mode=False) or 0
         # Typer turns Ctrl-C into this status; a check that failed has 1, and told why.
@@ -220,6 +240,18 @@ def _status(arguments: Sequence[str]) -> int:
                 UserError(
                     f"there is too little memory for this: {first_line(error)}",
                     "free some, or ask for less: fewer images, a smaller batch, another --device",
+                ),
+                as_json,
+            )
+            return 2
+        if _came:
+            # Somebody has caught the interruption, numpy's import perhaps, and has failed of what was left undone.
+            return _interrupted("type the command again", as_json)
+        if package := broken_package(error):
+            console.report_user_error(
+                UserError(
+                    f"{package} cannot be imported here: {type(error).__name__}: {first_line(error)}",
+                    "look at its installation and at the environment variables that it reads: distilkit doctor",
                 ),
                 as_json,
             )

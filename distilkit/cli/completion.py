@@ -182,7 +182,7 @@ def _records(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def _record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from distilkit.data import augment
 from distilkit.data.pixels import UNREADABLE, Framing, Pixels, as_array, decode, reason, to_mode
-from distilkit.errors import UserError
+from distilkit.errors import UserError, require_plain_file
 
 NAMED_FILES = 10
 PREFETCH = 2
@@ -112,6 +112,7 @@ class Decoder(Dataset[Decoded]):
         faults = []
         for place, path in enumerate(request.paths):
             try:
+                require_plain_file(path)
                 if numbers is None or boxes is None:
                     images_BHWC[place] = decode(path, self.framing)
                 else:

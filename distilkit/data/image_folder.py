@@ -1,7 +1,8 @@
 """A user's own images: `root/train/<class>/*` and `root/test/<class>/*` (or `root/val`), one folder per class."""
 
 import os
-from collections.abc import Collection, Sequence
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from distilkit.data.base import DataSpec, Pictures, Pixels, Plain, Traits
 from distilkit.data.decoding import RUN, unreadable
 from distilkit.data.pixels import UNREADABLE, Framing, decode, reason
 from distilkit.data.registry import register
-from distilkit.errors import SettingError, UserError
+from distilkit.errors import SettingError, UserError, require_plain_file
 
 DEFAULT_SIZE = 32
 TEST_FOLDERS = ("test", "val")
@@ -114,6 +115,7 @@ def decode_all(pictures: dict[str, Pictures]) -> dict[str, Pixels]:
         faults = []
         for place, path in enumerate(paths[start : start + RUN], start):
             try:
+                require_plain_file(path)
                 images_NHWC[place] = decode(path, framing)
             except UNREADABLE as error:
                 faults.append(f"{path}: {reason(path, error)}")
@@ -155,7 +157,11 @@ def find_images(root: Path, tests: Sequence[str] = TEST_FOLDERS) -> Layout:
         for name in sorted(set(classes[there]) - set(classes[other]))
     ]
     if faults:
-        raise UserError("; ".join(faults), "every class needs its folder, of one name, for training and for testing")
+        hint = "every class needs its folder, of one name, for training and for testing"
+        alike = [{unicodedata.normalize("NFC", name) for name in classes[part]} for part in ("train", "test")]
+        if alike[0] == alike[1]:
+            hint = "they look alike and are spelled with other characters (accents of their own): rename the folders"
+        raise UserError("; ".join(faults), hint)
     if len(classes["train"]) < 2:
         raise UserError(f"{folders['train']} has one class only; a classifier needs at least 2", layout_hint)
 
@@ -187,15 +193,30 @@ def _class_folders(folder: Path, layout_hint: str) -> list[str]:
 
 
 def _samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
-    from torchvision.datasets.folder import is_image_file, make_dataset
+    """In the order in which torchvision's `make_dataset` has them."""
+    from torchvision.datasets.folder import is_image_file
 
-    return make_dataset(  # type: ignore[no-any-return]
-        folder,
-        {name: label for label, name in enumerate(classes)},
+    return [
+        (os.path.join(where, name), label)  # noqa: PTH118 - for millions of them
+        for label, of_class in enumerate(classes)
+        for where, names in sorted(_inside(folder / of_class))
+        for name in sorted(names)
         # "._cat.png" is what macOS leaves beside cat.png on foreign disks; it is no image.
-        is_valid_file=lambda path: is_image_file(path) and f"{os.sep}." not in path.removeprefix(str(folder)),
-        allow_empty=True,
-    )
+        if is_image_file(name) and not name.startswith(".")
+    ]
+
+
+def _inside(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder in a class folder with its files' names; links are followed, but never back and never up."""
+    seen = {str(above) for above in folder.resolve().parents}
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield where, names
 
 
 def _endings() -> str:

@@ -15,7 +15,7 @@ from distilkit.data.image_folder import checked_size
 from distilkit.data.pixels import Framing, framed
 from distilkit.data.registry import register
 from distilkit.data.storage import free_memory
-from distilkit.errors import SettingError, UserError
+from distilkit.errors import SettingError, UserError, require_plain_file
 
 # What NumPy and zipfile raise on files that are damaged, or hold what is not numbers.
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -183,9 +183,12 @@ def _headers(path: Path) -> dict[str, _Header]:
     headers = {}
     name = ""
     try:
+        require_plain_file(path)
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 name = entry.filename
+                if name.removesuffix(".npy") in headers:
+                    raise ValueError("it is there twice")
                 with archive.open(entry) as file:
                     header = _header(file)
                     size = int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize

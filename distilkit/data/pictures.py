@@ -24,6 +24,7 @@ from distilkit.data.decoding import (
     unreadable,
 )
 from distilkit.data.pixels import UNREADABLE, reason
+from distilkit.errors import require_plain_file
 
 CHECKED = 100_000
 """Of a split of up to so many files, every head is read before a training begins."""
@@ -103,6 +104,7 @@ class StreamedImages:
             for path in paths[start : start + 256]:
                 full = os.path.join(root, path)  # noqa: PTH118
                 try:
+                    require_plain_file(full)
                     size, fault = os.stat(full).st_size, ""  # noqa: PTH116
                     if size == 0:
                         fault = f"{full}: empty"
@@ -134,6 +136,7 @@ class StreamedImages:
         count = len(self)
         for place in sorted({place * count // HASHED for place in range(HASHED)} if count else ()):
             try:
+                require_plain_file(pictures.root / pictures.paths[place])
                 digest.update((pictures.root / pictures.paths[place]).read_bytes())
             except OSError as error:
                 full = pictures.root / pictures.paths[place]

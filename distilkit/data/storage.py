@@ -78,6 +78,14 @@ def free_memory() -> int | None:
     return max(0, min(found)) if found else None
 
 
+def machine_memory() -> int | None:
+    """Bytes of memory that the machine has, whoever uses them; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def processes_here() -> int:
     """How many processes of this training share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -17,7 +17,7 @@ from distilkit import __version__
 from distilkit.analysis.cost import named_uses
 from distilkit.analysis.metrics import wilson95
 from distilkit.analysis.statistics import spread
-from distilkit.errors import UserError
+from distilkit.errors import UserError, require_plain_file
 from distilkit.models import own
 from distilkit.run import DataRecord, PrunedModel, Run, write_text
 
@@ -301,7 +301,9 @@ def _robustness_text(run: Run, member: str | None = None) -> str:
     import json
 
     try:
-        document = json.loads((run.path / "robustness" / "robustness.json").read_text(encoding="utf-8"))
+        file = run.path / "robustness" / "robustness.json"
+        require_plain_file(file)
+        document = json.loads(file.read_text(encoding="utf-8"))
         settings = document["settings"]
         measured = [each for each in document["runs"] if PurePath(each["run"]).name == run.path.name]
         paragraphs = [

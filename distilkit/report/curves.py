@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from distilkit.report.figures import drawable, drawn_the_same
 from distilkit.run import appearing
 
 PANELS = (
@@ -27,7 +28,7 @@ def plot_curves(runs: Sequence[dict[str, Any]], stem: Path, statistics: str, dir
             for line in values:
                 axis.plot(run["magnitudes"], line, color=colour, linewidth=0.8, alpha=0.45)
             mean = [sum(column) / len(column) for column in zip(*values, strict=True)]
-            name = f"{run['method']} ({Path(run['run']).name}, {run['member']})"
+            name = drawable(f"{run['method']} ({Path(run['run']).name}, {run['member']})")
             axis.plot(run["magnitudes"], mean, color=colour, linewidth=2.2, label=name)
         axis.set_xlabel("magnitude d of the perturbation of all parameters")
         axis.set_ylabel(label)
@@ -40,10 +41,7 @@ def plot_curves(runs: Sequence[dict[str, Any]], stem: Path, statistics: str, dir
     conditions = f"{directions_kind} directions, batch norm statistics {statistics}"
     figure.suptitle(f"Error under parameter perturbation: {conditions}", fontsize="medium")
     files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    # A fixed hash salt and no date: the same curves give the same bytes.
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "distilkit"}):
+    with drawn_the_same():
         with appearing(files[0]) as partial:
             figure.savefig(partial, dpi=130, metadata={"Software": None})
         with appearing(files[1]) as partial:

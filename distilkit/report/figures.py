@@ -1,7 +1,9 @@
 """The report's pictures for papers: SVG and PNG by matplotlib, on white."""
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ DASHES = {"solid": "-", "dashed": "--", "dotted": ":"}
 WIDTHS = {"thin": 0.7, "normal": 1.4, "thick": 2.0}
 LABELLED = 40
 LETTERS = 32
+_NO_LETTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def write_figures(pictures: Sequence[tuple[str, Picture]], folder: Path) -> list[Path]:
@@ -21,7 +24,6 @@ def write_figures(pictures: Sequence[tuple[str, Picture]], folder: Path) -> list
 
     The same pictures and the same matplotlib give the same bytes. Raises `OSError` when they cannot be written.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     files = []
@@ -35,9 +37,9 @@ def write_figures(pictures: Sequence[tuple[str, Picture]], folder: Path) -> list
             _chart(axes, picture)
         else:
             _heat(figure, axes, picture)
-        axes.set_title(picture.title.replace("$", r"\$"), fontsize="medium")
+        axes.set_title(drawable(picture.title), fontsize="medium")
         stem = folder / safe_name(f"{prefix}-{picture.name}" if prefix else picture.name)
-        with matplotlib.rc_context({"svg.hashsalt": "distilkit"}):
+        with drawn_the_same():
             with appearing(stem.with_suffix(".svg")) as partial:
                 figure.savefig(partial, metadata={"Date": None})
             with appearing(stem.with_suffix(".png")) as partial:
@@ -53,8 +55,22 @@ def safe_name(text: str) -> str:
 
 def plain(text: str) -> str:
     """Text that matplotlib takes for text and not for mathematics, cut where it would leave no room for the picture."""
-    cut = text if len(text) <= LETTERS else text[: LETTERS - 1] + "\u2026"
-    return cut.replace("$", r"\$")
+    return drawable(text if len(text) <= LETTERS else text[: LETTERS - 1] + "\u2026")
+
+
+def drawable(text: str) -> str:
+    """Text that matplotlib takes for text; what no font has a letter for, and no file may hold, is spelled out."""
+    return _NO_LETTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text).replace("$", r"\$")
+
+
+@contextmanager
+def drawn_the_same() -> Iterator[None]:
+    """Inside the block the same figure gives the same bytes; what the font lacks, Chinese perhaps, is a box."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "distilkit"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def _chart(axes: Any, chart: Chart) -> None:

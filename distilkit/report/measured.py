@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from distilkit.errors import UserError
+from distilkit.errors import UserError, require_plain_file
 from distilkit.run import Run
 
 Percent = FiniteFloat | None
@@ -129,6 +129,7 @@ def robustness_of(runs: Sequence[Run]) -> tuple[dict[Path, Robustness], dict[Pat
     damaged: dict[Path, str] = {}
     for file in files:
         try:
+            require_plain_file(file)
             read = _RobustnessFile.model_validate_json(file.read_bytes())
         except (OSError, ValidationError):
             damaged[file.parent.parent] = f"robustness/{file.name} is damaged"

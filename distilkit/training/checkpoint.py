@@ -21,14 +21,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distilkit.errors import UserError
+from distilkit.data.storage import machine_memory
+from distilkit.errors import UserError, require_plain_file
+from distilkit.training import files
 
 STATE = "state.json"
 FORMAT = 1
 _CHANGED = "its contents do not match their digest: it was cut short or changed"
+LONGEST_POINTER = 200  # bytes
 PARTS = ("group", "method", "optimizer", "raw")
 # What an optimizer keeps for a parameter.
 _ENTRIES: dict[type[torch.optim.Optimizer], set[str]] = {
@@ -118,7 +122,10 @@ def repoint(folder: Path, pins: Mapping[str, str]) -> None:
 def pointed(folder: Path, pointer: str) -> str | None:
     """The name of the checkpoint that the pointer file names, or None where there is no such pointer."""
     file = folder / pointer
-    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
+    if not file.is_file():
+        return None
+    with file.open("rb") as content:  # of which no more than a name is looked at
+        return content.read(LONGEST_POINTER).decode(errors="replace").strip()
 
 
 def pointers(folder: Path) -> list[str]:
@@ -131,7 +138,7 @@ def pointers(folder: Path) -> list[str]:
 
 def names(folder: Path) -> list[str]:
     """The complete checkpoints of a folder, oldest first."""
-    found = [path.name for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    found = [path.name for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
     return sorted(found, key=lambda name: int(name.removeprefix("step_")))
 
 
@@ -153,6 +160,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """A checkpoint's `state.json`. Raises `UserError` when it is missing, damaged or of a newer format."""
     file = path / STATE
     try:
+        require_plain_file(file, files.LARGEST_JSON)
         state = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}", _other(path)) from None
@@ -197,15 +205,27 @@ def _is_pin(pointer: object, target: object) -> bool:
 def _load_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
     file = path / name
     try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        # Terabytes of zeros take no room on a stranger's disk.
+        require_plain_file(file, machine_memory())
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
         raise _damaged(file, error.strerror or str(error)) from error
     if digest != state["sha256"].get(name):
         raise _damaged(file, _CHANGED)
     try:
-        return load_file(file)
+        return read_tensors(file)
     except SafetensorError as error:
         raise _damaged(file, str(error)) from error
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `OSError` or `SafetensorError`."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:  # a path that safetensors cannot be told
+        return parse_tensors(file.read_bytes())
+    return load_file(file)
 
 
 def _damaged(file: Path, why: str) -> UserError:

@@ -84,6 +84,16 @@ def _check_fit(file: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor
         *(f"missing {key}" for key in needed(own) if key not in state and not key.endswith("num_batches_tracked")),
         *(f"unexpected {key}" for key in needed(state) if key not in own),
         *(f"{key} is {list(state[key].shape)} instead of {list(own[key].shape)}" for key in other),
+        *(
+            f"{key} is {str(state[key].dtype).removeprefix('torch.')}, which holds no weights"
+            for key in needed(key for key in own if key in state and own[key].is_floating_point())
+            if not state[key].is_floating_point()
+        ),
+        *(
+            f"{key} is not all finite numbers"
+            for key in needed(key for key in own if key in state)
+            if state[key].is_floating_point() and not state[key].isfinite().all()
+        ),
     ]
     if not faults:
         return

@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
-from distilkit.errors import UserError
+from distilkit.errors import UserError, first_line
 
 
 def join(device: str) -> PartialState:
@@ -30,7 +30,16 @@ def join(device: str) -> PartialState:
         AcceleratorState._reset_state(reset_partial_state=True)
     # cuBLAS looks at this once, when it is first used, which may be before a deterministic training begins.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return PartialState(cpu=_on_cpu(device))
+    try:
+        return PartialState(cpu=_on_cpu(device))
+    except (ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not several():
+            raise
+        raise UserError(
+            f"Accelerate cannot join the processes of this training: {first_line(error)}",
+            "start several with `accelerate launch` or `torchrun`; for one alone, unset the environment variables "
+            "WORLD_SIZE, RANK and LOCAL_RANK",
+        ) from error
 
 
 def make_accelerator(precision: str, device: str) -> Accelerator:
@@ -38,12 +47,20 @@ def make_accelerator(precision: str, device: str) -> Accelerator:
     join(device)
     # The precision may be another than a previous training's, too.
     AcceleratorState._reset_state()
-    return Accelerator(
-        # The recipe alone decides, not the environment that `accelerate launch` or a configuration file left.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=_on_cpu(device),
-    )
+    try:
+        return Accelerator(
+            # The recipe alone decides, not the environment that `accelerate launch` or a configuration file left.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            mixed_precision="no" if precision == "fp32" else precision,
+            cpu=_on_cpu(device),
+            dynamo_backend="no",
+        )
+    except (ValueError, ImportError) as error:
+        settings = ", ".join(name for name in sorted(os.environ) if name.startswith("ACCELERATE_"))
+        raise UserError(
+            f"Accelerate cannot do what its settings ask for: {first_line(error)}",
+            f"distilkit uses it for one device or several, and nothing more; unset: {settings}",
+        ) from error
 
 
 def _on_cpu(device: str) -> bool:
@@ -59,7 +76,12 @@ def from_main(value: Any) -> Any:
 
 def is_main() -> bool:
     """Whether this process is the one that writes and talks, as far as the launcher's environment tells."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return not several() or int(os.environ.get("RANK", "0")) == 0
+
+
+def several() -> bool:
+    """Whether this process is one of several, as far as the launcher's environment tells."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager

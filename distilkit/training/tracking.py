@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import __version__
-from distilkit.errors import SettingError
+from distilkit.errors import SettingError, require_plain_file
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe, TrackingSection
 
@@ -244,6 +244,7 @@ def _tensorboard_settings(writer: Any, values: Mapping[str, Any]) -> None:
 def _identities(folder: Path) -> dict[str, str]:
     """By tracker, by which name that knows the run; what cannot be read is forgotten."""
     try:
+        require_plain_file(folder / IDENTITIES)
         known = json.loads((folder / IDENTITIES).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distilkit.errors import UserError
+from distilkit.errors import UserError, require_plain_file
 from distilkit.observer import Observer
 from distilkit.report.card import CardKeptError, write_card, write_export_card
 from distilkit.run import RECORD, PrunedModel, Run
+from distilkit.training.files import LARGEST_JSON
 from distilkit.workflows.grouping import grouped
 
 _ALIKE = ("method", "architecture")
@@ -68,6 +69,7 @@ def same_recipe(run: Run) -> tuple[Run, ...]:
         if file.parent.name == run.path.name:
             continue
         try:
+            require_plain_file(file, LARGEST_JSON)
             record = json.loads(file.read_text(encoding="utf-8"))
             # Opening a run reads its whole recipe; most can be told apart without.
             if record["state"] != "done" or any(record[key] != run.record[key] for key in _ALIKE):

@@ -116,6 +116,11 @@ def export(
     target = output or inside(source, "exports") / f"{mode if member is None else member}{form.suffix}{ending}"
     if target.is_dir():
         raise UserError(f"{target} is a folder; the export is one file", f"name it: --output {target}/model{ending}")
+    try:
+        str(target).encode()
+    except UnicodeEncodeError:
+        problem = f"the name of {target} is not UTF-8, which the libraries that open it need"
+        raise UserError(problem, "name another file with --output") from None
     unchecked, failed = (target.with_name(f"{target.stem}.{word}{target.suffix}") for word in ("unchecked", "failed"))
     parities: dict[tuple[int, int], Parity] = {}
     with writable(target.parent):

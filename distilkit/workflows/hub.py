@@ -240,7 +240,7 @@ def _onnx_facts(file: Path, facts: dict[str, Any]) -> dict[str, Any]:
     if facts["architecture"] is None:
         error = about.get("top1_error_percent", "")
         own_facts |= {"architecture": about.get("architecture"), "member": about.get("member")}
-        return {**own_facts, "top1_error": float(error) if error.replace(".", "", 1).isdigit() else None}
+        return {**own_facts, "top1_error": float(error) if error.replace(".", "", 1).isdecimal() else None}
     if any(facts[key] != value for key, value in own_facts.items()):
         raise UserError(f"{file} is of another model than {file.with_name(CONFIG)}")
     return {}

@@ -27,7 +27,7 @@ from distilkit.data.image_folder import TEST_FOLDERS, find_images
 from distilkit.data.pictures import evenly
 from distilkit.data.pixels import UNREADABLE
 from distilkit.data.storage import choose, pixel_bytes, processes_here
-from distilkit.errors import Fault, SettingError, UserError, did_you_mean
+from distilkit.errors import Fault, SettingError, UserError, did_you_mean, require_plain_file
 from distilkit.models import own, registry
 from distilkit.recipe import load
 from distilkit.training.build import build_learner
@@ -276,6 +276,7 @@ def measured(paths: Sequence[str]) -> Sizes:
     chosen = evenly(len(paths), OPENED)
     for place in chosen:
         try:
+            require_plain_file(paths[place])
             with Image.open(paths[place]) as image:
                 width, height = image.size
                 grey = grey and image.mode in ("1", "L", "LA", "I", "I;16", "F")

@@ -12,7 +12,7 @@ from torch import Tensor
 from distilkit.analysis.metrics import confusion, evaluate_logits, reliability
 from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batches
-from distilkit.errors import UserError
+from distilkit.errors import UserError, require_plain_file
 from distilkit.inference import Inference
 from distilkit.learner import Learner
 from distilkit.observer import Observer
@@ -57,6 +57,7 @@ def _digest(folder: Path) -> str:
 def _kept(file: Path) -> TestedRun | None:
     """What was computed before; None where there is nothing, or nothing sound."""
     try:
+        require_plain_file(file)
         return TestedRun.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         return None

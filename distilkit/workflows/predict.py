@@ -162,7 +162,8 @@ def _fitting(deployed: Deployed) -> int:
 def find(images: Iterable[str]) -> tuple[list[str], list[Unread]]:
     """List the image files: those named, and those in folders, in the order of their names at every level.
 
-    Hidden files and folders are passed over, as in training. Also what is a folder without images.
+    Hidden files and folders are passed over, as in training. Also what is a folder without images, or in a folder no
+    plain file.
     """
     paths: list[str] = []
     empty: list[Unread] = []
@@ -171,7 +172,12 @@ def find(images: Iterable[str]) -> tuple[list[str], list[Unread]]:
             paths.append(image)
             continue
         found = list(_inside(image))
-        paths += found
+        for path in found:
+            # What is typed by name may be a pipe; one that lies in a folder may be waited for in vain.
+            if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+                empty.append(Unread(path, "it is no plain file"))
+            else:
+                paths.append(path)
         if not found:
             empty.append(Unread(image, f"a folder without images ({' '.join(ENDINGS)})"))
     return paths, empty

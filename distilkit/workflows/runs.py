@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from distilkit.errors import UserError, did_you_mean
+from distilkit.errors import UserError, did_you_mean, require_plain_file
 from distilkit.training import files
 
 State = Literal["finished", "running", "interrupted", "failed", "broken"]
@@ -265,6 +265,7 @@ def _recipe(path: Path) -> dict[str, Any] | None:
 def _read(file: Path) -> bytes:
     """What a file holds; nothing where it cannot be read."""
     try:
+        require_plain_file(file, files.LARGEST_JSON)
         return file.read_bytes()
     except OSError:
         return b""
@@ -302,6 +303,7 @@ def _error(record: dict[str, Any], tested: dict[str, Any]) -> tuple[float | None
 def _last_lines(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The last epoch's line and the last with test errors; empty where there is none. Reads the file's end alone."""
     try:
+        require_plain_file(file)
         with file.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - _TAIL))

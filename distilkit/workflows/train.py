@@ -207,7 +207,7 @@ def resume(
 
     A finished run is left as it is: the observer is told so, and its figures are returned. `recipe`: what the caller
     believes the run's recipe to be; where it differs from the run's own, `UserError` lists the differences unless they
-    are accepted.
+    are accepted, and always where the run is finished.
     """
     here = join(device)
     run = Run.open(path)
@@ -217,6 +217,12 @@ def resume(
             run = Run.open(path)
             if run.record.get("state") != "done":
                 return _continue(run, recipe, accept_changes, here, device, observer)
+    changes = [] if recipe is None else run.recipe.differences(recipe)
+    if changed := [change for change in changes if not change.startswith("tracking.")]:
+        raise UserError(
+            f"{path} is finished, and was trained with another recipe: {'; '.join(changed)}",
+            "train the changed recipe from its beginning: leave --resume out",
+        )
     observer.note(f"{path} is finished already; there is nothing to resume")
     return result(run)
 
