@@ -135,7 +135,8 @@ def group_size(results: Results) -> Figure | None:
         counts = sorted(by_count)
         means = [statistics.fmean(by_count[count]) for count in counts]
         spread = [statistics.stdev(by_count[count]) if len(by_count[count]) > 1 else 0.0 for count in counts]
-        axis.errorbar(counts, means, spread, color=f"C{index}", marker="o", capsize=3, label=LABELS[method])
+        bars = spread if any(len(errors) > 1 for errors in by_count.values()) else None
+        axis.errorbar(counts, means, bars, color=f"C{index}", marker="o", capsize=3, label=LABELS[method])
     axis.set_xlabel("branches")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("top-1 test error, %")
@@ -233,7 +234,8 @@ def _titled(figure: Figure, title: str, rows: Mapping[str, Any], shown: Sequence
     counts = sorted({len(rows[row]) for row in shown if row in rows})
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     # Two lines: in one, the longer titles leave the picture.
-    figure.suptitle(f"{title}\nmean of {seeds} seeds, band: one deviation", fontsize="medium")
+    said = "one seed, no deviation known" if counts == [1] else f"mean of {seeds} seeds, band: one deviation"
+    figure.suptitle(f"{title}\n{said}", fontsize="medium")
 
 
 def _write(figure: Figure, stem: Path) -> list[Path]:
