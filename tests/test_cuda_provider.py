@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -16,7 +17,7 @@ from PIL import Image
 
 from distilkit.errors import UserError
 from distilkit.export.opened import open_file
-from distilkit.export.runtime import open_session
+from distilkit.export.runtime import RUNTIME_ERRORS, open_session
 
 Command = Callable[..., Result]
 
@@ -150,3 +151,21 @@ def test_files_of_other_formats_are_not_opened_on_cuda(tmp_path: Path):
     (tmp_path / "model.pt2").write_bytes(b"")
     with pytest.raises(UserError, match="is no ONNX file"):
         open_file(tmp_path / "model.pt2", device="cuda")
+
+
+def test_the_runtime_prints_nothing_of_a_file_that_it_cannot_use(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its errors are exceptions; printed as well, in colours, they would stand before the one message of a command."""
+    weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, (2, 2), [1.0, 2.0, 3.0, 4.0])
+    weight.dims[:] = [0]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("N", 2)) for name in "xy"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", values[:1], values[1:], [weight]
+    )
+    file = tmp_path / "damaged.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
+    with pytest.raises(RUNTIME_ERRORS):
+        open_session(file)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")

@@ -32,7 +32,7 @@ def open_session(file: Path, threads: int | None = None, device: Device = "cpu")
 
     `device`: "cuda" is ONNX Runtime's CUDA provider, float32 without TF32; what that cannot do it leaves to the CPU.
     Raises `UserError` if there is no such file or no such device, one of `RUNTIME_ERRORS` if it cannot be opened.
-    Warnings are not printed.
+    ONNX Runtime prints nothing: its errors are exceptions, too.
     """
     if device == "cuda":
         _require_cuda()
@@ -44,9 +44,8 @@ def open_session(file: Path, threads: int | None = None, device: Device = "cpu")
         raise UserError(f"the name of {file} is not UTF-8, which ONNX Runtime needs", "rename it") from None
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    # Errors only: the runtime also warns of GPUs that it looked for and did not find.
-    onnxruntime.set_default_logger_severity(3)
+    options.log_severity_level = 4
+    onnxruntime.set_default_logger_severity(4)
     # Else the idle threads of one session keep a core busy while other work, such as decoding, is to be done.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
