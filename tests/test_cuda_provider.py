@@ -157,14 +157,15 @@ def test_the_runtime_prints_nothing_of_a_file_that_it_cannot_use(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Its errors are exceptions; printed as well, in colours, they would stand before the one message of a command."""
-    weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, (2, 2), [1.0, 2.0, 3.0, 4.0])
-    weight.dims[:] = [0]
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("N", 2)) for name in "xy"]
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", values[:1], values[1:], [weight]
-    )
+    helper, numbers = onnx.helper, onnx.TensorProto.FLOAT
+    weight = helper.make_tensor("w", numbers, (4, 3, 3, 3), [0.5] * 108)
+    weight.dims[0] = 0
+    images = helper.make_tensor_value_info("images", numbers, ("N", 3, 8, 8))
+    maps = helper.make_tensor_value_info("maps", numbers, None)
+    nodes = [helper.make_node("Conv", ["images", "w"], ["c"]), helper.make_node("Relu", ["c"], ["maps"])]
+    graph = helper.make_graph(nodes, "damaged", [images], [maps], [weight])
     file = tmp_path / "damaged.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
     with pytest.raises(RUNTIME_ERRORS):
         open_session(file)
     captured = capfd.readouterr()
