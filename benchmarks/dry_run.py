@@ -34,7 +34,8 @@ import reproduce
 import tomli_w
 from reproduce import ROOT, Cell, cells, known, read_table, recorded, state, tell
 
-from distilkit.recipe import SnapshotSection, load, resolve_epochs
+from distilkit.errors import UserError
+from distilkit.recipe import Recipe, SnapshotSection, StepSection, load, resolve_epochs
 
 QUEUE = ROOT / "docs" / "gpu.md"
 RECORD = ROOT / "docs" / "results" / "dry_run.json"
@@ -42,6 +43,7 @@ TRAIN_IMAGES, TEST_IMAGES = 12, 10
 ALL_ROWS = ("train.epochs=1", "train.batch_size=2", "train.precision=fp32", "optimizer.lr=0.001")
 """The queue's command with these: six steps. On random images the papers' learning rate soon ends in no number."""
 RAMP = ("method.rampup_epochs=0",)
+MILESTONES = ("schedule.milestones=[0.5, 0.75]",)
 SNAPSHOT = ("train.epochs=2", "schedule.cycles=2")
 STREAMED = ("data.storage=stream", "data.workers=1")
 """As ImageNet is, which few memories hold."""
@@ -53,6 +55,7 @@ REDUCTION = {
     "seeds": "the table's first",
     "every row": list(ALL_ROWS),
     "a ramp longer than the run": list(RAMP),
+    "milestones in epochs": list(MILESTONES),
     "snapshots": list(SNAPSHOT),
     "ImageNet": list(STREAMED),
     "the row of each table that is interrupted and resumed": list(INTERRUPTED),
@@ -77,17 +80,28 @@ def reduced(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_fit(row: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
-    recipe = load(row["recipe"], (*table.get("overrides", ()), *row.get("overrides", ())))
+    recipe = _loaded(row["recipe"], (*table.get("overrides", ()), *row.get("overrides", ())))
     fitting: list[str] = []
+    if recipe is None:
+        return fitting
     # A fraction of the run always fits.
     ramp = getattr(recipe.method, "rampup_epochs", 0)
     if isinstance(ramp, int) and resolve_epochs(ramp, 1) > 1:
         fitting += RAMP
+    if isinstance(recipe.schedule, StepSection) and any(isinstance(at, int) for at in recipe.schedule.milestones):
+        fitting += MILESTONES
     if isinstance(recipe.schedule, SnapshotSection):
         fitting += SNAPSHOT
     if recipe.data.dataset == "imagenet":
         fitting += STREAMED
     return fitting
+
+
+def _loaded(recipe: str, overrides: tuple[str, ...]) -> Recipe | None:
+    """None where it cannot be: its training will say why."""
+    with contextlib.suppress(UserError):
+        return load(recipe, overrides)
+    return None
 
 
 class DryTable:
@@ -118,7 +132,8 @@ class DryTable:
         for row in own[-1:]:
             row["overrides"] = [*row["overrides"], *INTERRUPTED]
         self.todo = cells(self.table, ALL_ROWS)
-        self.data = work / "data" / load(self.todo[0].recipe, self.todo[0].overrides).data.dataset
+        recipes = (_loaded(cell.recipe, cell.overrides) for cell in self.todo)
+        self.data = work / "data" / next((recipe.data.dataset for recipe in recipes if recipe), "none")
 
     def run(self, end: float) -> None:
         """Go on until every row has landed, one could not be trained, or `end` (monotonic seconds) has come."""
@@ -193,8 +208,10 @@ class DryTable:
                 found["resumed"] = f"after step {interrupted['step']} of {steps}" if went_on else "no"
             return found
         log = folder / "log.txt"
-        said = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
-        return found | {"said": said[-1] if said else "not begun"}
+        written = log.read_text(encoding="utf-8") if log.is_file() else ""
+        # The last message is of one line or of several.
+        said = " ".join(written.rpartition("error: ")[2].split()) if "error: " in written else written.strip()
+        return found | {"said": said.splitlines()[-1] if said else "not begun"}
 
 
 class _Interruption(threading.Thread):

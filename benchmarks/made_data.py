@@ -67,11 +67,12 @@ def _svhn(root: Path, train: int, test: int) -> None:
     from scipy.io import savemat
     from torchvision.datasets import SVHN
 
-    counts = {"train": train - train // 2, "extra": train // 2, "test": test}
-    for seed, (split, count) in enumerate(counts.items()):
-        labels = _labels(count, 10)
-        labels[labels == 0] = 10  # as published
-        savemat(root / SVHN.split_list[split][1], {"X": _pixels(seed, 32, 32, 3, count), "y": labels[:, None]})
+    labels = _labels(train, 10)
+    parts = {"train": labels[: train // 2], "extra": labels[train // 2 :], "test": _labels(test, 10)}
+    for seed, (split, of_split) in enumerate(parts.items()):
+        published = np.where(of_split == 0, 10, of_split)
+        images = _pixels(seed, 32, 32, 3, len(of_split))
+        savemat(root / SVHN.split_list[split][1], {"X": images, "y": published[:, None]})
 
 
 def _imagenet(root: Path, train: int, test: int) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,11 +208,38 @@ def test_perturbation_curves_are_measured_once_for_each_finished_run(
     assert len(asked) == 1
 
 
-def pretend_results() -> dict[str, Any]:
-    """Two seeds of every row that a figure wants, with curves that differ."""
+def test_curves_wait_for_a_slice_with_time_and_a_signal_keeps_those_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cell in reproduce.cells(reproduce.read_table("tiny"), ()):
+        pretend_run(tmp_path / "runs", cell, 40.0)
+    table, runs = reproduce.read_table("tiny"), tmp_path / "runs"
+    names = ("magnitudes", "curves", "cross_entropy", "images", "parameter_norm", "member")
+    document = json.dumps({"runs": [dict.fromkeys(names, 1)]})
+    asked: list[list[str]] = []
+
+    def robustness(line: list[str], **_: object) -> SimpleNamespace:
+        asked.append(line)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return SimpleNamespace(returncode=0, stdout=document, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", robustness)
+    assert reproduce.perturb(table, {}, runs, end=time.monotonic()) == {}
+    assert not asked
+    assert "baseline/seed1: its perturbation curves are left to the next slice" in capsys.readouterr().err
+    found = reproduce.perturb(table, {}, runs)
+    assert {row: list(seeds) for row, seeds in found.items()} == {"baseline": ["0"]}
+    assert list(reproduce.perturb(table, {"robustness": found}, runs)["baseline"]) == ["0", "1"]
+
+
+ROWS = ("baseline", "independent", "one", "one_without_distillation", "clilr", "okddip", "three_networks")
+
+
+def pretend_results(names: Sequence[str] = (*ROWS, "okddip_3", "okddip_6", "one_3", "one_6")) -> dict[str, Any]:
+    """Two seeds of every row, by default of those that a figure wants, with curves that differ."""
     rows: dict[str, Any] = {}
-    names = ["baseline", "independent", "one", "one_without_distillation", "clilr", "okddip", "three_networks"]
-    for index, row in enumerate([*names, "okddip_3", "okddip_6", "one_3", "one_6"]):
+    for index, row in enumerate(names):
         for seed in (0, 1):
             curve = [90.0 - index - seed, 60.0 - index + seed]
             members = {"student_0": curve, "student_1": [value + 1 for value in curve]}
@@ -259,6 +287,15 @@ def test_a_figure_whose_rows_were_not_run_is_not_drawn(tmp_path: Path) -> None:
     results = pretend_results() | {"rows": {}, "robustness": {}}
     assert reproduce_figures.draw(results, tmp_path) == []
     assert list(tmp_path.glob("*.png")) == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "tables").glob("*.toml")), ids=lambda file: file.stem)
+def test_a_complete_table_gives_every_figure_that_it_names(file: Path) -> None:
+    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    results = pretend_results([row["name"] for row in table["rows"]])
+    results["robustness"] = dict.fromkeys(table.get("robustness", {}).get("rows", []), results["robustness"]["one"])
+    for name in table.get("figures", []):
+        assert reproduce_figures.FIGURES[name](results) is not None, name
 
 
 def test_a_figure_drawn_twice_has_the_same_bytes(tmp_path: Path) -> None:
