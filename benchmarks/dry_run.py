@@ -39,9 +39,9 @@ from distilkit.recipe import Recipe, SnapshotSection, StepSection, load, resolve
 
 QUEUE = ROOT / "docs" / "gpu.md"
 RECORD = ROOT / "docs" / "results" / "dry_run.json"
-TRAIN_IMAGES, TEST_IMAGES = 12, 10
+TRAIN_IMAGES, TEST_IMAGES = 8, 4
 ALL_ROWS = ("train.epochs=1", "train.batch_size=2", "train.precision=fp32", "optimizer.lr=0.001")
-"""The queue's command with these: six steps. On random images the papers' learning rate soon ends in no number."""
+"""The queue's command with these: four steps. On random images the papers' learning rate soon ends in no number."""
 RAMP = ("method.rampup_epochs=0",)
 MILESTONES = ("schedule.milestones=[0.5, 0.75]",)
 SNAPSHOT = ("train.epochs=2", "schedule.cycles=2")
@@ -50,8 +50,8 @@ STREAMED = ("data.storage=stream", "data.workers=1")
 INTERRUPTED = ("train.checkpoint_steps=1",)
 """For the one row of a table whose training is interrupted: a checkpoint shows that it has begun."""
 REDUCTION = {
-    "images": f"random, in the published format and size: {TRAIN_IMAGES} to train (SVHN: half of them in `extra`), "
-    f"{TEST_IMAGES} to test; all classes of CIFAR and SVHN, {len(made_data.WNIDS)} class folders of ImageNet",
+    "images": "as many as each table says, random, in the published format and size (SVHN: half of those to train in "
+    f"`extra`); all classes of CIFAR and SVHN, {len(made_data.WNIDS)} class folders of ImageNet",
     "seeds": "the table's first",
     "every row": list(ALL_ROWS),
     "a ramp longer than the run": list(RAMP),
@@ -183,7 +183,9 @@ class DryTable:
             and any(f"({self.name}_{name}.png)" in line for line in lines)
             for name in self.table.get("figures", [])
         }
-        return {"rows": rows, "figures": figures}
+        images = [run["images"] for seeds in results.get("rows", {}).values() for run in seeds.values()]
+        several = [each for place, each in enumerate(images) if each not in images[:place]]
+        return {"images": several, "rows": rows, "figures": figures}
 
     def _look_at(self, cell: Cell, results: Mapping[str, Any], lines: list[str]) -> dict[str, Any]:
         folder = self.runs / cell.folder
@@ -209,9 +211,15 @@ class DryTable:
             return found
         log = folder / "log.txt"
         written = log.read_text(encoding="utf-8") if log.is_file() else ""
-        # The last message is of one line or of several.
-        said = " ".join(written.rpartition("error: ")[2].split()) if "error: " in written else written.strip()
-        return found | {"said": said.splitlines()[-1] if said else "not begun"}
+        # The last message: what stands indented below its first line belongs to it.
+        messages = re.split(r"\n(?=\S)(?!hint:)", written.strip())
+        return found | {"said": " ".join(messages[-1].split()) or "not begun"}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a training was asked to stop, and that not by us or the minutes: somebody wants an end."""
+        runs = (state(self.runs / cell.folder) for cell in self.todo)
+        return any(what == "unfinished" and run is not None and _state_of(run) == "interrupted" for what, run in runs)
 
 
 class _Interruption(threading.Thread):
@@ -252,6 +260,10 @@ class _Interruption(threading.Thread):
     def _note(self, folder: Path, saved: Path, seconds: float) -> None:
         step = int(saved.read_text(encoding="utf-8").removeprefix("step_"))
         (folder / NOTE).write_text(json.dumps({"step": step, "seconds": seconds}), encoding="utf-8")
+
+
+def _state_of(run: Path) -> str:
+    return str(json.loads((run / "run.json").read_text(encoding="utf-8"))["state"])
 
 
 def _seconds(folder: Path, run: Path) -> float:
@@ -330,6 +342,8 @@ def main(arguments: list[str] | None = None) -> int:
             dry.run(end)
         found = dry.look()
         print("\n".join(report(name, found)), flush=True)  # noqa: T201
+        if dry.stopped:
+            end = 0.0
         lacking[name] = missing(found)
         if not lacking[name]:
             write_record(options.record, name, found)

@@ -76,7 +76,7 @@ def test_every_row_is_trained_resumed_and_found_and_one_that_cannot_be_is_named(
     assert lines[1].startswith("first/one: trained, resumed after step ")
     assert lines[2] == "first: figure diversity drawn"
     found = json.loads(record.read_text())["tables"]["first"]
-    assert found["rows"]["one"]["resumed"] in [f"after step {step} of 6" for step in range(1, 6)]
+    assert found["rows"]["one"]["resumed"] in [f"after step {step} of 4" for step in range(1, 4)]
     (run,) = (tmp_path / "work" / "runs" / "first" / "one").glob("seed3/*/run.json")
     assert json.loads(run.read_text())["data"]["classes"] == list(datasets.spec("cifar100", tmp_path).classes)
 
@@ -133,7 +133,7 @@ def test_every_row_of_the_queue_is_short_enough_when_reduced() -> None:
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "imagenet"])
 def test_made_files_are_read_as_the_published_ones(name: str, tmp_path: Path) -> None:
-    made_data.write(name, tmp_path, 12, 10)
+    made_data.write(name, tmp_path, train=12, test=10)
     made_data.expect(tmp_path)
     data = datasets.load(name, tmp_path, download=False)
     assert {split: len(found.labels) for split, found in data.splits.items()} == {"train": 12, "test": 10}
