@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -25,7 +24,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +181,9 @@ class DryTable:
             and any(f"({self.name}_{name}.png)" in line for line in lines)
             for name in self.table.get("figures", [])
         }
-        images = [run["images"] for seeds in results.get("rows", {}).values() for run in seeds.values()]
-        several = [each for place, each in enumerate(images) if each not in images[:place]]
-        return {"images": several, "rows": rows, "figures": figures}
+        runs = [run for seeds in results.get("rows", {}).values() for run in seeds.values()]
+        made = {key: _distinct([run[key] for run in runs]) for key in ("commit", "versions", "device", "images")}
+        return made | {"rows": rows, "figures": figures}
 
     def _look_at(self, cell: Cell, results: Mapping[str, Any], lines: list[str]) -> dict[str, Any]:
         folder = self.runs / cell.folder
@@ -262,6 +260,10 @@ class _Interruption(threading.Thread):
         (folder / NOTE).write_text(json.dumps({"step": step, "seconds": seconds}), encoding="utf-8")
 
 
+def _distinct(values: list[Any]) -> list[Any]:
+    return [value for place, value in enumerate(values) if value not in values[:place]]
+
+
 def _state_of(run: Path) -> str:
     return str(json.loads((run / "run.json").read_text(encoding="utf-8"))["state"])
 
@@ -298,13 +300,8 @@ def report(name: str, found: Mapping[str, Any]) -> list[str]:
 def write_record(file: Path, name: str, found: Mapping[str, Any]) -> None:
     """Put a table's part into the record, in the queue's order."""
     before = json.loads(file.read_text(encoding="utf-8"))["tables"] if file.is_file() else {}
-    versions = {"python": platform.python_version()} | {key: version(key) for key in ("torch", "torchvision", "numpy")}
-    made: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "code": reproduce.code_version(),
-        "versions": versions,
-    }
-    tables = before | {name: made | dict(found)}
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    tables = before | {name: {"date": date} | dict(found)}
     order = {table: place for place, table in enumerate(queue())}
     record = {
         "format": 1,

@@ -149,7 +149,7 @@ def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int) -> list[s
     """
     end = time.monotonic() + 60 * minutes
     environment = _threads(jobs)
-    commit = code_version()
+    commit = _commit()
     running: dict[str, tuple[Cell, subprocess.Popen[str]]] = {}
     failed: list[str] = []
     tried: set[str] = set()
@@ -326,7 +326,7 @@ def _rounded(value: Any) -> Any:
     return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def code_version() -> str:
+def _commit() -> str:
     """The code that trains, as git names it; with a plus sign where it was changed since."""
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
