@@ -117,12 +117,12 @@ class DryTable:
             if cell.needs is None
         }
         # Weights are needed where a row teaches or its curves are measured: it is trained here.
-        needed = {row.get("needs") for row in self.table["rows"]}
-        needed |= set(self.table.get("robustness", {}).get("rows", []))
+        self.needed = {row.get("needs") for row in self.table["rows"]}
+        self.needed |= set(self.table.get("robustness", {}).get("rows", []))
         self.shared = {
             cell.row: theirs[cell.digest]
             for cell in cells(self.table, ALL_ROWS)
-            if cell.digest in theirs and cell.row not in needed
+            if cell.digest in theirs and cell.row not in self.needed
         }
         own = [row for row in self.table["rows"] if row["name"] not in self.shared]
         # The last: its teacher is there, where it has one.
@@ -159,7 +159,9 @@ class DryTable:
         tables, program = reproduce.TABLES, reproduce.PROGRAM
         reproduce.TABLES = self.work / "tables"
         reproduce.PROGRAM = (sys.executable, made_data.__file__, str(self.data))
-        watch = _Interruption(next((self.runs / c.folder for c in self.todo if c.row == self.interrupted), None))
+        own = {cell.row: self.runs / cell.folder for cell in self.todo}
+        spare = [folder for row, folder in own.items() if row not in self.needed | self.shared.keys()]
+        watch = _Watch(own.get(self.interrupted or ""), spare)
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 reproduce.main(arguments)
@@ -220,37 +222,47 @@ class DryTable:
         return any(what == "unfinished" and run is not None and _state_of(run) == "interrupted" for what, run in runs)
 
 
-class _Interruption(threading.Thread):
-    """Sends this process SIGTERM, once the training in `folder` has saved a checkpoint in mid-epoch.
+class _Watch(threading.Thread):
+    """Beside a slice. Ends it by SIGTERM, once the training in `folder` has saved a checkpoint in mid-epoch.
 
-    A training that was interrupted before is left alone.
+    A training that was interrupted before is left alone. `spare`: runs whose weights nobody needs once they are done;
+    those of a whole table would fill many a disk.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, spare: list[Path]) -> None:
         super().__init__(daemon=True)
-        self.folder, self.over, self.sent = folder, threading.Event(), False
-        if folder is not None and not (folder / NOTE).exists() and state(folder)[0] != "done":
-            if saved := self._saved(folder):
-                # Somebody else has interrupted it.
-                self._note(folder, saved, 0)
-            else:
-                self.start()
+        self.folder, self.spare, self.over, self.sent = folder, spare, threading.Event(), False
+        if folder is None or (folder / NOTE).exists() or state(folder)[0] == "done":
+            self.folder = None
+        elif saved := self._saved(folder):
+            # Somebody else has interrupted it.
+            self._note(folder, saved, 0)
+            self.folder = None
+        self.start()
 
     def end(self) -> None:
         """The slice has ended, and with it the training."""
         self.over.set()
-        if self.ident is not None:
-            self.join()
+        self.join()
 
     def run(self) -> None:
-        folder = self.folder
-        while folder is not None and not self.over.wait(0.02):
-            if saved := self._saved(folder):
-                seconds = time.time() - (folder / reproduce.CODE).stat().st_mtime
+        cleared = time.monotonic()
+        while not self.over.wait(0.02):
+            if self.folder and (saved := self._saved(self.folder)):
+                seconds = time.time() - (self.folder / reproduce.CODE).stat().st_mtime
                 self.sent = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 self.over.wait()
-                self._note(folder, saved, seconds)
+                self._note(self.folder, saved, seconds)
+            if time.monotonic() > cleared + 2:
+                self._clear()
+                cleared = time.monotonic()
+
+    def _clear(self) -> None:
+        for folder in self.spare:
+            what, run = state(folder)
+            if what == "done" and run is not None:
+                shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
     def _saved(self, folder: Path) -> Path | None:
         return next(folder.glob("*/checkpoints/last"), None)
