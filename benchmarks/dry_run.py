@@ -33,7 +33,7 @@ import tomli_w
 from reproduce import ROOT, Cell, cells, known, read_table, recorded, state, tell
 
 from distilkit.errors import UserError
-from distilkit.recipe import Recipe, SnapshotSection, StepSection, load, resolve_epochs
+from distilkit.recipe import Recipe, SnapshotSection, StepSection, load
 
 QUEUE = ROOT / "docs" / "gpu.md"
 RECORD = ROOT / "docs" / "results" / "dry_run.json"
@@ -84,7 +84,7 @@ def _to_fit(row: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
         return fitting
     # A fraction of the run always fits.
     ramp = getattr(recipe.method, "rampup_epochs", 0)
-    if isinstance(ramp, int) and resolve_epochs(ramp, 1) > 1:
+    if isinstance(ramp, int) and ramp > 1:
         fitting += RAMP
     if isinstance(recipe.schedule, StepSection) and any(isinstance(at, int) for at in recipe.schedule.milestones):
         fitting += MILESTONES
@@ -310,10 +310,11 @@ def report(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def write_record(file: Path, name: str, found: Mapping[str, Any]) -> None:
-    """Put a table's part into the record, in the queue's order."""
+    """Put a table's part into the record, in the queue's order; what a log said is left out: it names folders."""
     before = json.loads(file.read_text(encoding="utf-8"))["tables"] if file.is_file() else {}
     date = time.strftime("%Y-%m-%d", time.gmtime())
-    tables = before | {name: {"date": date} | dict(found)}
+    rows = {row: {key: value for key, value in what.items() if key != "said"} for row, what in found["rows"].items()}
+    tables = before | {name: {"date": date, **found, "rows": rows}}
     order = {table: place for place, table in enumerate(queue())}
     record = {
         "format": 1,
@@ -354,8 +355,9 @@ def main(arguments: list[str] | None = None) -> int:
         if dry.stopped:
             end = 0.0
         lacking[name] = missing(found)
-        if not lacking[name]:
+        if any(row["trained"] for row in found["rows"].values()):
             write_record(options.record, name, found)
+        if not lacking[name]:
             # Weights that nobody needs any more.
             for checkpoints in dry.runs.glob("*/*/*/checkpoints"):
                 shutil.rmtree(checkpoints)

@@ -156,7 +156,8 @@ def test_every_row_is_trained_resumed_and_found_and_one_that_cannot_be_is_named(
     assert "train.epoch" in broken
     assert broken.endswith("NOT LANDED")
     assert "second: missing: broken" in said.err.splitlines()
-    assert list(json.loads(record.read_text())["tables"]) == ["first"]
+    rows = json.loads(record.read_text())["tables"]["second"]["rows"]
+    assert rows["broken"] == {"trained": False, "landed": False}
 
 
 def test_without_time_nothing_is_begun_and_the_exit_status_says_so(
