@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import shlex
@@ -200,13 +199,11 @@ def _reap(running: dict[str, tuple[Cell, subprocess.Popen[str]]]) -> list[str]:
     return failed
 
 
-def perturb(
-    table: Mapping[str, Any], before: Mapping[str, Any], runs: Path, jobs: int = 1, end: float = math.inf
-) -> dict[str, Any]:
+def perturb(table: Mapping[str, Any], before: Mapping[str, Any], runs: Path, jobs: int = 1) -> dict[str, Any]:
     """Perturbation curves (ONE, section 4.5) of the rows that ask for them: row -> seed -> curves.
 
-    One command for each finished run, with the same directions' seed for all; what is recorded is kept. After `end`
-    (monotonic seconds), or a signal, no more are measured: the next slice does that.
+    One command for each finished run, with the same directions' seed for all; what is recorded is kept. After a signal
+    the rest is left to the next slice.
     """
     curves = {row: dict(seeds) for row, seeds in before.get("robustness", {}).items()}
     for row in table.get("robustness", {}).get("rows", []):
@@ -214,17 +211,13 @@ def perturb(
             what, run = state(runs / row / f"seed{seed}")
             if what != "done" or run is None or str(seed) in curves.get(row, {}):
                 continue
-            if time.monotonic() >= end:
-                tell(f"{row}/seed{seed}: its perturbation curves are left to the next slice")
-                continue
             line = [*PROGRAM, "robustness", str(run), "--json"]
             tell(f"{time.strftime('%H:%M:%S')} {row}/seed{seed}: {shlex.join(line[len(PROGRAM) :])}")
             try:
                 done = subprocess.run(line, capture_output=True, text=True, check=False, env=_threads(jobs))
             except KeyboardInterrupt:
-                end = 0.0
                 tell("interrupted; what was measured before is kept")
-                continue
+                return curves
             if done.returncode:
                 tell(f"{row}/seed{seed}: robustness failed: {done.stderr.strip()}")
                 continue
@@ -242,12 +235,8 @@ def collect(
     runs: Path,
     typed: str,
     jobs: int = 1,
-    end: float = math.inf,
 ) -> dict[str, Any]:
-    """What has been run of a table: what its file held already, and the runs' own records; nothing else.
-
-    `end`: see `perturb`.
-    """
+    """What has been run of a table: what its file held already, and the runs' own records; nothing else."""
     rows: dict[str, Any] = {}
     for cell in todo:
         what, run = state(runs / cell.folder)
@@ -267,7 +256,7 @@ def collect(
         "published": {row["name"]: row["published"] for row in table["rows"] if "published" in row},
         "figures": table.get("figures", []),
     }
-    curves = perturb(table, before, runs, jobs, end)
+    curves = perturb(table, before, runs, jobs)
     return results | ({"robustness": curves} if curves else {})
 
 
@@ -461,13 +450,16 @@ def main(arguments: list[str] | None = None) -> int:
     runs = options.runs or Path("runs") / "reproduce" / options.table
     todo = cells(table, (*([f"data.root={options.data}"] if options.data else []), *options.set))
     chosen = _chosen(still_to_do(todo, before, table.get("robustness", {}).get("rows", [])), table, options)
-    end = time.monotonic() + 60 * options.minutes
     with _sigterm_like_ctrl_c():
         failed = run_slice(chosen, runs, options.minutes, options.jobs)
         # Where the images lie is this machine's own business.
         typed = f"python benchmarks/reproduce.py {options.table}" + (" --data DATA" if options.data else "")
         typed += "".join(f" --set {shlex.quote(setting)}" for setting in options.set)
-        for file in write(collect(options.table, table, todo, before, runs, typed, options.jobs, end), results):
+        if "robustness" in table:
+            # Curves take minutes: what was trained is written down before them, should the machine be taken away.
+            trained = {**table, "robustness": {}}
+            write(collect(options.table, trained, todo, before, runs, typed), results)
+        for file in write(collect(options.table, table, todo, before, runs, typed, options.jobs), results):
             print(file)  # noqa: T201
     for line in failed:
         tell(line)

@@ -208,29 +208,35 @@ def test_perturbation_curves_are_measured_once_for_each_finished_run(
     assert len(asked) == 1
 
 
-def test_curves_wait_for_a_slice_with_time_and_a_signal_keeps_those_there_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_signal_keeps_the_curves_there_are_and_an_end_all_that_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cell in reproduce.cells(reproduce.read_table("tiny"), ()):
         pretend_run(tmp_path / "runs", cell, 40.0)
-    table, runs = reproduce.read_table("tiny"), tmp_path / "runs"
+    monkeypatch.setattr(reproduce, "run_slice", lambda *_: [])
     names = ("magnitudes", "curves", "cross_entropy", "images", "parameter_norm", "member")
     document = json.dumps({"runs": [dict.fromkeys(names, 1)]})
-    asked: list[list[str]] = []
+    signals: list[type[BaseException]] = [KeyboardInterrupt, SystemExit]
+    really = subprocess.run
 
-    def robustness(line: list[str], **_: object) -> SimpleNamespace:
-        asked.append(line)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
+    def robustness(line: list[str], **options: Any) -> Any:
+        if line[0] == "git":
+            return really(line, **options)
+        assert set(reproduce.recorded("tiny")["rows"]) == {"baseline", "kd"}
+        if "seed1" in line[-2] and signals:
+            raise signals.pop()
         return SimpleNamespace(returncode=0, stdout=document, stderr="")
 
     monkeypatch.setattr(subprocess, "run", robustness)
-    assert reproduce.perturb(table, {}, runs, end=time.monotonic()) == {}
-    assert not asked
-    assert "baseline/seed1: its perturbation curves are left to the next slice" in capsys.readouterr().err
-    found = reproduce.perturb(table, {}, runs)
-    assert {row: list(seeds) for row, seeds in found.items()} == {"baseline": ["0"]}
-    assert list(reproduce.perturb(table, {"robustness": found}, runs)["baseline"]) == ["0", "1"]
+    monkeypatch.setattr(reproduce, "draw", lambda *_: [])
+    arguments = ["tiny", "--runs", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit):
+        reproduce.main(arguments)
+    assert "robustness" not in reproduce.recorded("tiny")
+    assert reproduce.main(arguments) == 0
+    assert list(reproduce.recorded("tiny")["robustness"]["baseline"]) == ["0"]
+    assert reproduce.main(arguments) == 0
+    assert list(reproduce.recorded("tiny")["robustness"]["baseline"]) == ["0", "1"]
 
 
 ROWS = ("baseline", "independent", "one", "one_without_distillation", "clilr", "okddip", "three_networks")
