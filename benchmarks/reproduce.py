@@ -43,6 +43,8 @@ FORMAT = 2
 RATE = 25_000 * 2.285e8
 """FLOPs a second that --plan takes for granted: ONE with three branches of ResNet-32 at 25,000 images/s, an estimate
 for a data-centre GPU that has not been measured yet."""
+PROGRAM: tuple[str, ...] = (sys.executable, "-m", "distilkit")
+"""What trains; benchmarks/dry_run.py has its own."""
 CODE = "commit.txt"
 """Beside a cell's runs: which code began and continued them, a line for each slice."""
 
@@ -102,7 +104,7 @@ def command(cell: Cell, runs: Path) -> list[str] | None:
     """What trains a cell, or continues it; None if it is done, or if its teacher is not there yet."""
     folder = runs / cell.folder
     what, run = state(folder)
-    train = [sys.executable, "-m", "distilkit", "train"]
+    train = [*PROGRAM, "train"]
     if what == "done":
         return None
     if run is not None:
@@ -158,7 +160,7 @@ def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int) -> list[s
                 line = command(cell, runs)
                 if line is None:
                     continue
-                tell(f"{time.strftime('%H:%M:%S')} {cell.folder}: {shlex.join(line[3:])}")
+                tell(f"{time.strftime('%H:%M:%S')} {cell.folder}: {shlex.join(line[len(PROGRAM) :])}")
                 (runs / cell.folder).mkdir(parents=True, exist_ok=True)
                 with (runs / cell.folder / CODE).open("a", encoding="utf-8") as code:
                     code.write(f"{commit}\n")
@@ -200,7 +202,8 @@ def _reap(running: dict[str, tuple[Cell, subprocess.Popen[str]]]) -> list[str]:
 def perturb(table: Mapping[str, Any], before: Mapping[str, Any], runs: Path, jobs: int = 1) -> dict[str, Any]:
     """Perturbation curves (ONE, section 4.5) of the rows that ask for them: row -> seed -> curves.
 
-    One command for each finished run, with the same directions' seed for all; what is recorded is kept.
+    One command for each finished run, with the same directions' seed for all; what is recorded is kept. After a signal
+    the rest is left to the next slice.
     """
     curves = {row: dict(seeds) for row, seeds in before.get("robustness", {}).items()}
     for row in table.get("robustness", {}).get("rows", []):
@@ -208,9 +211,13 @@ def perturb(table: Mapping[str, Any], before: Mapping[str, Any], runs: Path, job
             what, run = state(runs / row / f"seed{seed}")
             if what != "done" or run is None or str(seed) in curves.get(row, {}):
                 continue
-            line = [sys.executable, "-m", "distilkit", "robustness", str(run), "--json"]
-            tell(f"{time.strftime('%H:%M:%S')} {row}/seed{seed}: {shlex.join(line[3:])}")
-            done = subprocess.run(line, capture_output=True, text=True, check=False, env=_threads(jobs))
+            line = [*PROGRAM, "robustness", str(run), "--json"]
+            tell(f"{time.strftime('%H:%M:%S')} {row}/seed{seed}: {shlex.join(line[len(PROGRAM) :])}")
+            try:
+                done = subprocess.run(line, capture_output=True, text=True, check=False, env=_threads(jobs))
+            except KeyboardInterrupt:
+                tell("interrupted; what was measured before is kept")
+                return curves
             if done.returncode:
                 tell(f"{row}/seed{seed}: robustness failed: {done.stderr.strip()}")
                 continue
@@ -354,12 +361,12 @@ def write(results: dict[str, Any], folder: Path | None = None) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{results['table']}.json"
     partial = file.with_suffix(".json.partial")
-    partial.write_text(_dump(results) + "\n", encoding="utf-8")
+    partial.write_text(dump(results) + "\n", encoding="utf-8")
     partial.replace(file)
     return [file, *render(results, folder)]
 
 
-def _dump(results: dict[str, Any]) -> str:
+def dump(results: Mapping[str, Any]) -> str:
     """JSON in which a list or an object of plain values takes one line, so that a diff can be read."""
     text = json.dumps(results, indent=1)
     text = re.sub(r"([\[{])\n\s+([^\[\]{}]*?)\n\s*([\]}])", lambda found: _one_line(*found.groups()), text)
@@ -448,6 +455,10 @@ def main(arguments: list[str] | None = None) -> int:
         # Where the images lie is this machine's own business.
         typed = f"python benchmarks/reproduce.py {options.table}" + (" --data DATA" if options.data else "")
         typed += "".join(f" --set {shlex.quote(setting)}" for setting in options.set)
+        if "robustness" in table:
+            # Curves take minutes: what was trained is written down before them, should the machine be taken away.
+            trained = {**table, "robustness": {}}
+            write(collect(options.table, trained, todo, before, runs, typed), results)
         for file in write(collect(options.table, table, todo, before, runs, typed, options.jobs), results):
             print(file)  # noqa: T201
     for line in failed:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,11 +208,44 @@ def test_perturbation_curves_are_measured_once_for_each_finished_run(
     assert len(asked) == 1
 
 
-def pretend_results() -> dict[str, Any]:
-    """Two seeds of every row that a figure wants, with curves that differ."""
+def test_a_signal_keeps_the_curves_there_are_and_an_end_all_that_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cell in reproduce.cells(reproduce.read_table("tiny"), ()):
+        pretend_run(tmp_path / "runs", cell, 40.0)
+    monkeypatch.setattr(reproduce, "run_slice", lambda *_: [])
+    names = ("magnitudes", "curves", "cross_entropy", "images", "parameter_norm", "member")
+    document = json.dumps({"runs": [dict.fromkeys(names, 1)]})
+    signals: list[type[BaseException]] = [KeyboardInterrupt, SystemExit]
+    really = subprocess.run
+
+    def robustness(line: list[str], **options: Any) -> Any:
+        if line[0] == "git":
+            return really(line, **options)
+        assert set(reproduce.recorded("tiny")["rows"]) == {"baseline", "kd"}
+        if "seed1" in line[-2] and signals:
+            raise signals.pop()
+        return SimpleNamespace(returncode=0, stdout=document, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", robustness)
+    monkeypatch.setattr(reproduce, "draw", lambda *_: [])
+    arguments = ["tiny", "--runs", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit):
+        reproduce.main(arguments)
+    assert "robustness" not in reproduce.recorded("tiny")
+    assert reproduce.main(arguments) == 0
+    assert list(reproduce.recorded("tiny")["robustness"]["baseline"]) == ["0"]
+    assert reproduce.main(arguments) == 0
+    assert list(reproduce.recorded("tiny")["robustness"]["baseline"]) == ["0", "1"]
+
+
+ROWS = ("baseline", "independent", "one", "one_without_distillation", "clilr", "okddip", "three_networks")
+
+
+def pretend_results(names: Sequence[str] = (*ROWS, "okddip_3", "okddip_6", "one_3", "one_6")) -> dict[str, Any]:
+    """Two seeds of every row, by default of those that a figure wants, with curves that differ."""
     rows: dict[str, Any] = {}
-    names = ["baseline", "independent", "one", "one_without_distillation", "clilr", "okddip", "three_networks"]
-    for index, row in enumerate([*names, "okddip_3", "okddip_6", "one_3", "one_6"]):
+    for index, row in enumerate(names):
         for seed in (0, 1):
             curve = [90.0 - index - seed, 60.0 - index + seed]
             members = {"student_0": curve, "student_1": [value + 1 for value in curve]}
@@ -259,6 +293,15 @@ def test_a_figure_whose_rows_were_not_run_is_not_drawn(tmp_path: Path) -> None:
     results = pretend_results() | {"rows": {}, "robustness": {}}
     assert reproduce_figures.draw(results, tmp_path) == []
     assert list(tmp_path.glob("*.png")) == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "tables").glob("*.toml")), ids=lambda file: file.stem)
+def test_a_complete_table_gives_every_figure_that_it_names(file: Path) -> None:
+    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    results = pretend_results([row["name"] for row in table["rows"]])
+    results["robustness"] = dict.fromkeys(table.get("robustness", {}).get("rows", []), results["robustness"]["one"])
+    for name in table.get("figures", []):
+        assert reproduce_figures.FIGURES[name](results) is not None, name
 
 
 def test_a_figure_drawn_twice_has_the_same_bytes(tmp_path: Path) -> None:
