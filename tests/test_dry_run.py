@@ -1,6 +1,8 @@
 """benchmarks/dry_run.py: every row of a table is trained, one is resumed, all land; what does not is named."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +208,18 @@ def test_made_files_are_read_as_the_published_ones(name: str, tmp_path: Path) ->
     assert len(data.spec.classes) == {"cifar10": 10, "cifar100": 100, "svhn": 10, "imagenet": 4}[name]
     assert data.splits["train"].images.shape[2:] == ((224, 224) if name == "imagenet" else (32, 32))
     assert len(set(data.splits["train"].labels.tolist())) == min(12, len(data.spec.classes))
+
+
+QUEUE = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
+TRAININGS = sorted({span for span in re.findall(r"`(distilkit train [a-z][^`]*)`", QUEUE) if ";" not in span})
+
+
+def test_the_queue_has_trainings() -> None:
+    assert len(TRAININGS) >= 5
+
+
+@pytest.mark.parametrize("line", TRAININGS)
+def test_a_training_of_the_queue_is_one_that_its_recipe_allows(line: str) -> None:
+    words = shlex.split(line)
+    settings = [words[at + 1].replace("FOLDER", "images") for at, word in enumerate(words) if word == "--set"]
+    assert load(words[2], settings).train.epochs

@@ -201,3 +201,19 @@ def test_the_workflow_file_calls_the_command_with_options_that_it_has(
     assert distilkit(*words, *QUICK).status == 0
     assert Path("robustness.xml").is_file()
     assert Path("robustness/robustness.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--directions", "99999999999999999999"), "--directions must be at most 10,000"),
+        (("--steps", "1000000000"), "--steps must be at most 10,000"),
+        (("--max-distance", "1e308"), "--max-distance must be at most 1e+06"),
+        (("--max-increase", "5", "--at", "1e307"), "--at must be at most 1e+06"),
+    ],
+)
+def test_a_grid_beyond_memory_or_float32_is_refused_at_once(
+    words: tuple[str, ...], said: str, one_run: Path, distilkit: Command
+) -> None:
+    result = distilkit("robustness", one_run, *words)
+    assert (result.status, said in result.err) == (2, True), result.err

@@ -23,7 +23,7 @@ def predict(
         int | None, typer.Option("--batch", min=1, metavar="N", help="Images at a time; 32 where the file takes any.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, metavar="N", help="Without it: one for every core.")
+        int | None, typer.Option("--threads", min=1, max=1024, metavar="N", help="Without it: one for every core.")
     ] = None,
     device: options.FileDevice = "cpu",
     json_output: options.Json = False,

@@ -27,6 +27,10 @@ from distilkit.workflows.evaluate import choose_device
 from distilkit.workflows.robustness_checks import Thresholds, check_kind
 
 Statistics = Literal["frozen", "recomputed"]
+MOST = 10_000
+"""Directions, or steps along each: above that a slip of the finger, whose vectors would fill the memory."""
+FARTHEST = 1e6
+"""Magnitudes: farther, parameters leave float32."""
 BATCH_SIZE = 250
 SPLITS = ("train", "test")
 
@@ -232,12 +236,21 @@ def _check(settings: Settings, thresholds: Thresholds) -> None:
     for name in ("directions", "images", "steps"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} must be 1 or more, not {getattr(settings, name)}", f"--{name} 5")
+    for name in ("directions", "steps"):
+        if getattr(settings, name) > MOST:
+            raise UserError(f"--{name} must be at most {MOST:,}, not {getattr(settings, name)}", f"--{name} 20")
     if settings.seed < 0:
         raise UserError(f"--seed must be 0 or more, not {settings.seed}", "--seed 0")
     for name in ("max_distance", "rise"):
         value, option = getattr(settings, name), f"--{name.replace('_', '-')}"
         if not (math.isfinite(value) and value > 0):
             raise UserError(f"{option} must be above 0, not {value:g}", f"{option} 5")
+    for option, value in [
+        ("--max-distance", settings.max_distance),
+        *(("--at", each.at) for each in thresholds.parameters),
+    ]:
+        if value > FARTHEST:
+            raise UserError(f"{option} must be at most {FARTHEST:g}, not {value:g}", f"{option} 5")
     for kind in settings.inputs:
         check_kind(kind)
     if not settings.parameters and not settings.inputs:
