@@ -9,26 +9,25 @@ network is the user's own, the folder names the module that builds it; it is imp
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from distilkit import recipe as recipes
-from distilkit.data import datasets
 from distilkit.data.storage import machine_memory
 from distilkit.errors import UserError, require_plain_file
 from distilkit.group import Classifier, Normalize
+from distilkit.known_data import DataRecord
 from distilkit.learner import Learner
 from distilkit.models import own, registry
 from distilkit.observer import Observer
@@ -38,6 +37,7 @@ from distilkit.training import files, log
 from distilkit.training.build import build_learner
 from distilkit.training.checkpoint import Checkpoint
 from distilkit.training.trainer import CHECKPOINTS, METRICS
+from distilkit.writing import refuse_links, write_json, write_text
 
 FORMAT = files.FORMAT
 RECORD = files.RECORD
@@ -48,105 +48,6 @@ REQUIRED = files.REQUIRED
 
 RETRAIN = "put the file back as it was, or train anew"
 PRUNE_AGAIN = "prune its run again: distilkit prune-branches RUN"
-
-
-class DataRecord(BaseModel):
-    """What a run or a pruned model remembers of its data: enough to use the model, and to find the images again."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    dataset: str
-    root: str
-    download: bool
-    validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
-    seed: Annotated[int, Field(ge=0)]
-    classes: Annotated[tuple[str, ...], Field(min_length=1)]
-    channels: Annotated[int, Field(ge=1, le=64)]
-    size: Annotated[int, Field(ge=1, le=4096)]
-    mean: tuple[FiniteFloat, ...]
-    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
-    images: dict[str, Annotated[int, Field(ge=1, le=10**12)]]
-    fingerprints: dict[str, str]
-    storage: Literal["resident", "stream"] = "resident"
-    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
-    balance: dict[str, dict[str, Any]] = {}
-    """By split, the smallest and the largest class with their images, and the classes that have none."""
-
-    @model_validator(mode="after")
-    def _one_constant_for_every_channel(self) -> Self:
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError("mean and std need one number for every channel")
-        return self
-
-    def spec(self) -> datasets.DataSpec:
-        """The data set as the model knows it."""
-        return datasets.DataSpec(
-            name=self.dataset,
-            classes=self.classes,
-            channels=self.channels,
-            size=self.size,
-            train_images=self.images.get("train"),
-            test_images=self.images.get("test"),
-            mean=self.mean,
-            std=self.std,
-            default_augment="none",
-        )
-
-    def load(self, splits: Sequence[str], root: str | None = None) -> datasets.ImageData:
-        """The images of these splits, from where the run had them, or from `root`.
-
-        Raises `UserError` when they are not there or are of other classes.
-        """
-        traits = datasets.traits(self.dataset)
-        if root is not None and not traits.reads_files:
-            raise UserError(
-                f"--data {root} has no meaning here: the images of {self.dataset} are read from no folder",
-                "leave --data out",
-            )
-        try:
-            data = datasets.load(
-                self.dataset,
-                Path(root or self.root),
-                download=self.download,
-                image_size=self.size,
-                channels=self.channels if traits.channels else None,
-                validation=self.validation,
-                seed=self.seed,
-                splits=splits,
-                storage=self.storage,
-                workers=self.workers,
-                constants=(self.mean, self.std),
-            )
-        except UserError as error:
-            where = f"if the images have moved, name their folder with --data; the model was trained on {self.root}/"
-            raise UserError(error.problem, "; ".join(filter(None, [error.hint, where]))) from error
-        if data.spec.classes != self.classes:
-            raise UserError(
-                f"the images in {root or self.root} have other classes than the model: {_first(data.spec.classes)} "
-                f"instead of {_first(self.classes)}",
-                "name the folder of the data that the model was trained on with --data",
-            )
-        return data
-
-    def changed(self, data: datasets.ImageData) -> list[str]:
-        """The splits whose images are not the ones that the run saw."""
-        known = self.fingerprints
-        return [split for split, digest in data.fingerprints.items() if split in known and known[split] != digest]
-
-    def same(self, data: datasets.ImageData, path: Path, root: str | None, observer: Observer) -> bool:
-        """Whether these are the images that the run or model at `path` knows; tells the observer where not."""
-        changed = self.changed(data)
-        if changed:
-            counts = ", ".join(
-                f"{len(data.splits[split].labels):,} {split} images instead of {self.images[split]:,}"
-                for split in changed
-                if self.images.get(split) not in (None, len(data.splits[split].labels))
-            )
-            observer.note(
-                f"warning: the {' and '.join(changed)} images in {root or self.root} are not the ones that {path} was "
-                f"trained with: the figures are of other data{f' ({counts})' if counts else ''}"
-            )
-        return not changed
 
 
 class _Final(BaseModel):
@@ -210,7 +111,7 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
     Raises `UserError` when another training holds it.
     """
     for folder in (run.path, run.checkpoints, *(run.checkpoints / name for name in checkpoints.names(run.checkpoints))):
-        _refuse_links(folder, run.path)
+        refuse_links(folder, run.path)
     lock = FileLock(run.path / files.LOCK, timeout=0)
     try:
         lock.acquire()
@@ -224,36 +125,6 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def data_record(recipe: Recipe, data: datasets.ImageData) -> DataRecord:
-    """What is to be remembered of the data that a recipe loaded."""
-    images = {name: len(split.labels) for name, split in data.splits.items()}
-    balance = {name: datasets.balance(split.labels, data.spec.classes) for name, split in data.splits.items()}
-    known = {"images": images, "fingerprints": data.fingerprints, "balance": balance}
-    return spec_record(recipe, data.spec).model_copy(update=known)
-
-
-def spec_record(recipe: Recipe, spec: datasets.DataSpec) -> DataRecord:
-    """The same before the images are read: which they are, not how many and with which fingerprints."""
-    if spec.mean is None or spec.std is None:
-        raise ValueError("the data's mean and deviation are known once its training images are loaded")
-    return DataRecord(
-        dataset=spec.name,
-        root=recipe.data.root,
-        download=recipe.data.download,
-        validation=recipe.data.validation,
-        seed=recipe.train.seed,
-        classes=spec.classes,
-        channels=spec.channels,
-        size=spec.size,
-        mean=spec.mean,
-        std=spec.std,
-        images={},
-        fingerprints={},
-        storage="stream" if recipe.data.storage == "stream" else "resident",
-        workers=recipe.data.workers,
-    )
 
 
 @dataclass
@@ -581,89 +452,6 @@ def open_model(
     return found, model
 
 
-def write_json(file: Path, document: dict[str, Any]) -> None:
-    """Write JSON atomically, without NaN or infinity. Raises `UserError` when the file cannot be written."""
-    write_text(file, json.dumps(log.finite(document), indent=1, allow_nan=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a small file atomically. Raises `UserError` when it cannot be written."""
-    if not file.name or file.is_dir():
-        raise UserError(f"{file} is a folder; what is written is a file", "name a file")
-    try:
-        with appearing(file) as partial:
-            # Of a folder's name that is no UTF-8 the bytes are spelled out.
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
-
-
-@contextmanager
-def appearing(file: Path) -> Iterator[Path]:
-    """Where to write what is to be `file`: it takes that name when the block ends, and goes where the block fails.
-
-    Raises `OSError` when it cannot be written, `UserError` where it can only be a folder.
-    """
-    # Its ending stays, by which writers choose a format.
-    if not file.name:
-        raise UserError(f"{file} is a folder, not a file", f"name the file: {file / 'FILE'}")
-    partial = file.with_name(f".partial-{file.name}")
-    try:
-        # Whatever lies there of that name, a link that leads elsewhere perhaps, is not written through.
-        partial.unlink(missing_ok=True)
-        yield partial
-        partial.replace(file)
-    except BaseException:
-        # What is half written gives its space back, which may be what was wanting.
-        with suppress(OSError):
-            partial.unlink()
-        raise
-
-
-def inside(path: Path, name: str) -> Path:
-    """The folder `name` of a run or a pruned model, to be written to.
-
-    Raises `UserError` where it, or something in it, is a link that leads out of `path`.
-    """
-    # Not all of `path`: the Hugging Face hub's cache makes links of all that is downloaded.
-    _refuse_links(path / name, path)
-    return path / name
-
-
-def _refuse_links(folder: Path, path: Path) -> None:
-    """A run may come from a stranger: what is written into it must not arrive at another place."""
-    try:
-        entries = [folder, *folder.iterdir()] if folder.is_dir() else [folder]
-        links = [entry for entry in entries if entry != path and entry.is_symlink()]
-        out = [link for link in links if not link.resolve().is_relative_to(path.resolve())]
-    except (OSError, RuntimeError):  # a link that leads in a circle, or a folder that cannot be read
-        out = [folder]
-    if out:
-        names = ", ".join(str(link) for link in sorted(out)[:5])
-        raise UserError(
-            f"{path} is to be written to, and has links that lead out of it: {names}",
-            "put the files themselves there, or remove the links",
-        )
-
-
-@contextmanager
-def writable(folder: Path) -> Iterator[Path]:
-    """Make a folder for results. Raises `UserError` when it, or what the block writes, cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-        yield folder
-    except OSError as error:
-        # What is made on the way, in the folder for temporary files perhaps, may be what there is no room for.
-        name = Path(str(error.filename or folder))
-        if name.is_relative_to(folder) or not name.is_absolute():
-            problem, hint = f"{folder} cannot be written", "choose another with --output"
-        else:
-            problem, hint = f"{name} cannot be written", "free space there; TMPDIR names the folder for temporary files"
-        raise UserError(f"{problem}: {error.strerror or error}", hint) from error
-
-
 def _finished(runs: Path) -> list[Path]:
     folders = _run_folders(runs)
     finished = [path for path in folders if _known_record(path).get("state") == "done"]
@@ -735,10 +523,6 @@ def _load_strict(module: nn.Module, state: dict[str, Tensor], file: Path | None)
             "they belong to another network, or were changed after they were written",
         )
     registry.load_strict(module, state)
-
-
-def _first(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _brief(error: KeyError | ValidationError) -> str:

@@ -14,6 +14,8 @@ ROOMS = [
     "workflows",
     "report",
     "run",
+    "known_data",
+    "writing",
     "training",
     "export",
     "analysis",

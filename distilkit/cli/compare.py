@@ -73,8 +73,8 @@ def compare(
     if json_output and format not in ("table", "json"):
         raise UserError(f"--json and --format {format} are two formats", "leave one of them out")
     from distilkit import console
-    from distilkit.run import write_text
     from distilkit.workflows.compare import compare as workflow
+    from distilkit.writing import write_text
 
     document = workflow(run or [], runs, baseline=baseline, sort=sort)
     format = "json" if json_output else format

@@ -92,10 +92,10 @@ def robustness(
     from distilkit.analysis import corruption
     from distilkit.models.own import code_trusted
     from distilkit.report import checks as reports
-    from distilkit.run import appearing, writable
     from distilkit.workflows.robustness import Settings
     from distilkit.workflows.robustness import robustness as workflow
     from distilkit.workflows.robustness_checks import Thresholds, read_thresholds, threshold_of_options
+    from distilkit.writing import appearing, writable
 
     started = time.monotonic()
     wanted = read_thresholds(thresholds) if thresholds else Thresholds()

@@ -18,8 +18,10 @@ from distilkit.analysis.cost import named_uses
 from distilkit.analysis.metrics import wilson95
 from distilkit.analysis.statistics import spread
 from distilkit.errors import UserError, require_plain_file
+from distilkit.known_data import DataRecord
 from distilkit.models import own
-from distilkit.run import DataRecord, PrunedModel, Run, write_text
+from distilkit.run import PrunedModel, Run
+from distilkit.writing import write_text
 
 CARD = "README.md"
 TO_FILL_IN = "To be filled in by whoever deploys this model."

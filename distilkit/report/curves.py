@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from distilkit.report.figures import drawable, drawn_the_same
-from distilkit.run import appearing
+from distilkit.writing import appearing
 
 PANELS = (
     ("cross_entropy", "train", "cross-entropy on training images, nats"),

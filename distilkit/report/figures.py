@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit.report.charts import Chart, HeatMap, Picture, Series
-from distilkit.run import appearing
+from distilkit.writing import appearing
 
 COLOURS = ("#1f6fb4", "#c24e18", "#0f7f5f", "#8a4fae", "#946500", "#c03a7a", "#0a7a8f", "#5a6470")
 MARKS = ("o", "s", "^", "D", "v", "P", "*")

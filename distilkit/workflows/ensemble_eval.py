@@ -11,16 +11,15 @@ from torch import Tensor
 from distilkit.analysis.diversity import agreement, diversity
 from distilkit.analysis.metrics import evaluate_logits
 from distilkit.data.datasets import Split
-from distilkit.data.resident import evaluation_batches
+from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
 from distilkit.errors import UserError
 from distilkit.inference import Inference, Precision
+from distilkit.known_data import DataRecord
 from distilkit.learner import Learner
 from distilkit.observer import Observer
-from distilkit.run import DataRecord, Run, find_run
+from distilkit.run import Run, find_run
 from distilkit.training.threads import suited
 from distilkit.workflows.evaluate import SplitName, choose_device, require_split
-
-BATCH_SIZE = 250
 
 
 def ensemble_eval(
@@ -115,7 +114,7 @@ class _Images:
         group, method = Inference(learner.group, self.precision), learner.method
         members, ensembles = [], []
         with suited(self.device):
-            for batch, _ in evaluation_batches(self.split, BATCH_SIZE, self.device):
+            for batch, _ in evaluation_batches(self.split, EVALUATION_BATCH, self.device):
                 outputs = group(batch)
                 members.append(outputs.logits_SBC.cpu())
                 if method.ensemble_name:

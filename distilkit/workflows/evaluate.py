@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from distilkit.analysis.metrics import evaluate_logits
 from distilkit.data.datasets import Split
-from distilkit.data.resident import evaluation_batches
+from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
 from distilkit.errors import UserError
 from distilkit.inference import Inference, Precision
+from distilkit.known_data import DataRecord
 from distilkit.observer import Observer
-from distilkit.run import DataRecord, open_model
+from distilkit.run import open_model
 from distilkit.training.threads import suited
 
 SplitName = Literal["train", "validation", "test"]
-BATCH_SIZE = 250
 
 
 def evaluate(
@@ -72,7 +72,7 @@ def predict(
     answers = Inference(classifier.to(where).eval(), precision)
     outputs, done = [], 0
     with suited(where):
-        for images, _ in evaluation_batches(split, BATCH_SIZE, where):
+        for images, _ in evaluation_batches(split, EVALUATION_BATCH, where):
             outputs.append(answers(images).cpu())
             done += len(images)
             observer.progress("images", done, len(split.labels))

@@ -28,11 +28,13 @@ from distilkit.export.openvino import export_openvino, require_openvino
 from distilkit.export.parity import Parity, check_file
 from distilkit.export.program import export_pt2
 from distilkit.export.runtime import Device
+from distilkit.known_data import DataRecord
 from distilkit.learner import Learner
 from distilkit.observer import Observer
-from distilkit.run import DataRecord, Model, Run, find_run, inside, open_model, writable
+from distilkit.run import Model, Run, find_run, open_model
 from distilkit.workflows.cards import beside_export
 from distilkit.workflows.quantize import Quantization, quantize
+from distilkit.writing import inside, writable
 
 PARITY_BATCH_SIZES = (1, 7, 32)
 PARITY_IMAGES = 1000

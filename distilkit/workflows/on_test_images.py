@@ -11,20 +11,20 @@ from torch import Tensor
 
 from distilkit.analysis.metrics import confusion, evaluate_logits, reliability
 from distilkit.data.datasets import Split
-from distilkit.data.resident import evaluation_batches
+from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
 from distilkit.errors import UserError, require_plain_file
 from distilkit.inference import Inference
 from distilkit.learner import Learner
 from distilkit.observer import Observer
 from distilkit.report.measured import ReliabilityBin, TestedClassifier, TestedRun
-from distilkit.run import Run, inside, write_json
+from distilkit.run import Run
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training.log import finite
 from distilkit.training.threads import suited
 from distilkit.workflows.evaluate import choose_device
+from distilkit.writing import inside, write_json
 
 KEPT = Path("report") / "test.json"
-BATCH_SIZE = 250
 
 
 def on_test_images(run: Run, data_root: str | None, device: str, observer: Observer) -> TestedRun:
@@ -89,7 +89,7 @@ def _logits(learner: Learner, split: Split, where: torch.device, name: str, obse
     # As a training evaluates, so that the figures are the run's own.
     group, method = Inference(learner.group), learner.method
     members, ensembles, done = [], [], 0
-    for images, _ in evaluation_batches(split, BATCH_SIZE, where):
+    for images, _ in evaluation_batches(split, EVALUATION_BATCH, where):
         outputs = group(images)
         members.append(outputs.logits_SBC.cpu())
         ensembles += [method.ensemble(outputs).cpu()] if method.ensemble_name else []

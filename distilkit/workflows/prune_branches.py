@@ -10,28 +10,16 @@ from safetensors.torch import save
 from distilkit import __version__
 from distilkit.analysis.cost import measure
 from distilkit.analysis.learner_cost import learner_cost
-from distilkit.data.resident import evaluation_batches
+from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
 from distilkit.errors import UserError
 from distilkit.group import Classifier, Group
+from distilkit.known_data import DataRecord
 from distilkit.models import own
 from distilkit.observer import Observer
-from distilkit.run import (
-    CONFIG,
-    FORMAT,
-    MODEL,
-    RECORD,
-    DataRecord,
-    appearing,
-    find_run,
-    inside,
-    stock_classifier,
-    writable,
-    write_json,
-)
+from distilkit.run import CONFIG, FORMAT, MODEL, RECORD, find_run, stock_classifier
 from distilkit.training.threads import suited
 from distilkit.workflows.cards import refresh
-
-BATCH_SIZE = 250
+from distilkit.writing import appearing, inside, writable, write_json
 
 
 def prune_branches(
@@ -110,7 +98,7 @@ def _difference(
     index, largest, done = group.members.index(member), 0.0, 0
     where = torch.device("cpu")
     with suited(where):
-        for images, _ in evaluation_batches(split, BATCH_SIZE, where):
+        for images, _ in evaluation_batches(split, EVALUATION_BATCH, where):
             logits = pruned(images)
             largest = max(largest, float((group(images).logits_SBC[index] - logits).abs().max()))
             done += len(images)

@@ -10,10 +10,11 @@ from typing import Any
 from distilkit import __version__
 from distilkit.errors import UserError
 from distilkit.observer import Observer
-from distilkit.run import CONFIG, MODEL, PrunedModel, Run, find, write_json, write_text
+from distilkit.run import CONFIG, MODEL, PrunedModel, Run, find
 from distilkit.workflows import hub
 from distilkit.workflows.export import export
 from distilkit.workflows.prune_branches import prune_branches
+from distilkit.writing import write_json, write_text
 
 BRANCH = "main"
 

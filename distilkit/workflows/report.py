@@ -15,9 +15,10 @@ from distilkit.report.history import History, Line, history
 from distilkit.report.measured import Latencies, Robustness, TestedRun, latencies, robustness_of
 from distilkit.report.page import Board, Page, html
 from distilkit.report.views import GroupView, RunView
-from distilkit.run import Run, find_run, finished_runs, writable, write_text
+from distilkit.run import Run, find_run, finished_runs
 from distilkit.workflows.grouping import Group, grouped
 from distilkit.workflows.on_test_images import on_test_images
+from distilkit.writing import writable, write_text
 
 FILE = "report.html"
 FIGURES_OF_RUNS = 4

@@ -13,25 +13,25 @@ from torch import Tensor
 from distilkit.analysis import corruption, metrics, perturbation, sharpness
 from distilkit.analysis.perturbation import DirectionKind
 from distilkit.data.datasets import Split
-from distilkit.data.resident import evaluation_batches
+from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
 from distilkit.errors import UserError
 from distilkit.group import Classifier
 from distilkit.inference import Inference, Precision
 from distilkit.observer import Observer
 from distilkit.randomness import generator
 from distilkit.report.curves import plot_curves
-from distilkit.run import Model, inside, open_model, writable, write_json
+from distilkit.run import Model, open_model
 from distilkit.training.threads import suited
 from distilkit.workflows.cards import refresh
 from distilkit.workflows.evaluate import choose_device
 from distilkit.workflows.robustness_checks import Thresholds, check_kind
+from distilkit.writing import inside, writable, write_json
 
 Statistics = Literal["frozen", "recomputed"]
 MOST = 10_000
 """Directions, or steps along each: above that a slip of the finger, whose vectors would fill the memory."""
 FARTHEST = 1e6
 """Magnitudes: farther, parameters leave float32."""
-BATCH_SIZE = 250
 SPLITS = ("train", "test")
 
 
@@ -217,7 +217,7 @@ class _Batches:
         self.split, self.device = split, device
 
     def __call__(self) -> Iterable[tuple[Tensor, Tensor]]:
-        return evaluation_batches(self.split, BATCH_SIZE, self.device)
+        return evaluation_batches(self.split, EVALUATION_BATCH, self.device)
 
     def images(self) -> Iterator[Tensor]:
         """The images alone, for batch norm's statistics."""

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from distilkit.errors import SettingError, UserError
+from distilkit.known_data import DataRecord
 from distilkit.models import own
 from distilkit.recipe import ModelSection, Recipe, TeacherSection
-from distilkit.run import DataRecord, PrunedModel, Run, find, finished_runs, stock_classifier
+from distilkit.run import PrunedModel, Run, find, finished_runs, stock_classifier
 from distilkit.training.pretrained import read_weights
 from distilkit.training.teacher import Teacher
 

@@ -21,11 +21,12 @@ from distilkit.data.datasets import ImageData
 from distilkit.data.storage import Storage, choose, processes_here
 from distilkit.errors import UserError, first_line, out_of_memory
 from distilkit.group import BranchGroup, Normalize
+from distilkit.known_data import DataRecord, data_record, spec_record
 from distilkit.learner import Learner
 from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
-from distilkit.run import DataRecord, Run, data_record, spec_record, written_by_us_alone
+from distilkit.run import Run, written_by_us_alone
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import compiled
 from distilkit.training import precision as precisions
