@@ -702,7 +702,7 @@ IN_OKDDIP = {
 
 LEARNER = "learner.py"
 TEACHER = "training/teacher.py"
-TRAINER = "training/trainer.py"
+TRAINER, UPDATE = "training/trainer.py", "training/update.py"
 TAUGHT = "distillation(teacher_logits.detach(), outputs.logits_SBC, teacher_temperature)"
 
 IN_TEACHER = {
@@ -752,16 +752,16 @@ IN_TEACHER = {
         TEACHER, "classifier(images).float()", "classifier(images)", (TEACHERS_WIDE,)
     ),
     "trains without the teacher's weight": Breakage(
-        TRAINER, "weight = section.weight * schedule.ramp(", "weight = schedule.ramp(", (TRAINED_WEIGHT,)
+        TRAINER, "return section.weight * schedule.ramp(", "return schedule.ramp(", (TRAINED_WEIGHT,)
     ),
     "ramps the teacher with the method": Breakage(
         TRAINER, "steps_per_epoch, rampup_epochs)", "steps_per_epoch, self.rampup_epochs)", (TRAINED_WEIGHT,)
     ),
     "shows the teacher other images": Breakage(
-        TRAINER, "self.teacher(images)", "self.teacher(images.flip(3))", (TRAINED_IMAGES,)
+        UPDATE, "self.teacher(images)", "self.teacher(images.flip(3))", (TRAINED_IMAGES,)
     ),
     "trains at another temperature of the teacher": Breakage(
-        TRAINER, '"teacher_temperature": section.temperature', '"teacher_temperature": 3.0', (TRAINED_TEMPERATURE,)
+        UPDATE, '"teacher_temperature": section.temperature', '"teacher_temperature": 3.0', (TRAINED_TEMPERATURE,)
     ),
 }
 

@@ -208,8 +208,8 @@ def test_the_workflow_file_calls_the_command_with_options_that_it_has(
     [
         (("--directions", "99999999999999999999"), "--directions must be at most 10,000"),
         (("--steps", "1000000000"), "--steps must be at most 10,000"),
-        (("--max-distance", "1e308"), "--max-distance must be at most 1e+06"),
-        (("--max-increase", "5", "--at", "1e307"), "--at must be at most 1e+06"),
+        (("--max-distance", "1e308"), "--max-distance must be at most 1e+38"),
+        (("--max-increase", "5", "--at", "1e307"), "--at must be at most 1e+38"),
     ],
 )
 def test_a_grid_beyond_memory_or_float32_is_refused_at_once(

@@ -30,8 +30,8 @@ from distilkit.writing import inside, writable, write_json
 Statistics = Literal["frozen", "recomputed"]
 MOST = 10_000
 """Directions, or steps along each: above that a slip of the finger, whose vectors would fill the memory."""
-FARTHEST = 1e6
-"""Magnitudes: farther, parameters leave float32."""
+FARTHEST = 1e38
+"""Magnitudes: beyond, float32 has no number."""
 SPLITS = ("train", "test")
 
 
