@@ -217,9 +217,18 @@ class DryTable:
 
     @property
     def stopped(self) -> bool:
-        """Whether a training was asked to stop, and that not by us or the minutes: somebody wants an end."""
-        runs = (state(self.runs / cell.folder) for cell in self.todo)
-        return any(what == "unfinished" and run is not None and _state_of(run) == "interrupted" for what, run in runs)
+        """Whether the slices ended before their end: somebody wants it, or the minutes are over.
+
+        Only a row that failed, or whose teacher did, may be without a finished training otherwise.
+        """
+        states = {cell.row: state(self.runs / cell.folder) for cell in self.todo}
+        for cell in self.todo:
+            what, run = states[cell.row]
+            ready = cell.needs is None or states[cell.needs][0] == "done"
+            never_tried = what == "new" and ready and not (self.runs / cell.folder / "log.txt").exists()
+            if never_tried or (what == "unfinished" and run is not None and _state_of(run) == "interrupted"):
+                return True
+        return False
 
 
 class _Watch(threading.Thread):

@@ -172,6 +172,25 @@ def test_without_time_nothing_is_begun_and_the_exit_status_says_so(
     assert not (tmp_path / "record").exists()
 
 
+def test_asked_to_stop_it_begins_no_other_table(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[str] = []
+
+    def asked_to_stop(self: dry_run.DryTable, end: float) -> None:
+        begun.append(self.name)
+        folder = self.runs / "independent" / "seed3" / "run"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text('{"state": "done"}')
+
+    monkeypatch.setattr(dry_run.DryTable, "run", asked_to_stop)
+    arguments = ["--work", str(tmp_path / "work"), "--record", str(tmp_path / "record")]
+    monkeypatch.setattr(dry_run, "write_record", lambda *_: None)
+    monkeypatch.setattr(dry_run, "_seconds", lambda *_: 1.0)
+    assert dry_run.main(["first", "second", *arguments]) == 3
+    assert begun == ["first"]
+
+
 def found(**changes: dict[str, Any]) -> dict[str, Any]:
     rows = {
         "plain": {"trained": True, "landed": True},
