@@ -54,6 +54,14 @@ FORMS = {
 }
 
 
+COMPILED = {
+    "fp32": ("fp32",),
+    "bf16": ("bf16",),
+    "fp32 compiled": ("fp32", COMPILE),
+    "bf16 compiled": ("bf16", COMPILE),
+}
+
+
 def on_cuda(size: Size) -> Size:
     """More steps, and the forms of a step that CUDA has."""
     return replace(size, device="cuda", steps=20 * size.steps, images=2 * size.images, forms=FORMS)
@@ -100,7 +108,7 @@ def train_step(size: Size) -> dict[str, Any]:
             arguments = {"method": method, "precision": precision, "overrides": overrides, "device": size.device}
             contestants.append(Contestant(name, "contestants:our_training", arguments, {}, size.steps))
             pairs[f"{name} / plain"] = (name, plains[method].name)
-            if method != "baseline":
+            if method != "baseline" and "baseline" in size.methods:
                 pairs[f"cost of {name} / network"] = (f"baseline {form}", name)
     return figures(race(contestants, size.rounds, tell), pairs)
 
@@ -244,6 +252,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help=f"some of {', '.join(BENCHMARKS)}")
     parser.add_argument("--quick", action="store_true", help="small; proves that it works, not how fast it is")
+    parser.add_argument("--methods", help=f"of train_step, comma-separated: some of {', '.join(FULL.methods)}")
+    parser.add_argument(
+        "--compiled", action="store_true", help="train_step on a CPU also with train.compile: minutes more"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of train_step, evaluate and growth")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where the JSON goes")
     options = parser.parse_args(arguments)
@@ -253,6 +265,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--device cuda is for {', '.join(ON_CUDA)}, not for {', '.join(sorted(wrong))}")
     folder = options.results or (None if options.quick else RESULTS)
     size = QUICK if options.quick else FULL
+    if options.methods:
+        size = replace(size, methods=tuple(options.methods.split(",")))
+        if wrong := set(size.methods) - set(FULL.methods):
+            parser.error(f"there is no method {', '.join(sorted(wrong))}; there are {', '.join(FULL.methods)}")
+    if options.compiled:
+        size = replace(size, forms=COMPILED)
     size = on_cuda(size) if options.device == "cuda" else size
     command = shlex.join(["python", "benchmarks/bench.py", *(sys.argv[1:] if arguments is None else arguments)])
     for name in options.benchmarks or BENCHMARKS:
@@ -260,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
         around = machine(options.device)
         found = BENCHMARKS[name](size)
         if folder is not None:
-            named = f"{name}_cuda" if options.device == "cuda" else name
+            named = name + ("_cuda" if options.device == "cuda" else "_compiled" if options.compiled else "")
             tell(f"written: {write(named, command, found, around, folder)}")
     return 0
 
