@@ -23,6 +23,7 @@ from comparing import StopAt
 from conftest import TINY, Result
 
 from distilkit import run as runs
+from distilkit import writing
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
@@ -135,7 +136,7 @@ def test_where_nothing_temporary_can_be_written_that_is_named(
     tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(disk, 0)
-    with pytest.raises(UserError, match=f"temporary.*{NO_SPACE}") as error, runs.writable(tmp_path / "out"):
+    with pytest.raises(UserError, match=f"temporary.*{NO_SPACE}") as error, writing.writable(tmp_path / "out"):
         raise OSError(errno.ENOSPC, NO_SPACE, str(disk / "temporary"))
     assert "TMPDIR" in str(error.value.hint)
 
