@@ -1,11 +1,13 @@
-"""The fast form of a network that only answers: batch norm folded into the convolutions before it.
+"""The fast form of a network that only answers: batch norm, sums and ReLU done by the convolutions before them.
 
 In evaluation mode batch norm is a fixed scale and shift of every channel, which the convolution before it can do
-itself: W' = W gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) + beta.
+itself: W' = W gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) + beta. On CPUs a convolution also adds
+the shortcut and applies ReLU before it writes its result (see `fusion`).
 """
 
 import contextlib
 import copy
+import functools
 from typing import Any, Literal
 
 import torch
@@ -13,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from distilkit import fusion
 from distilkit.errors import SettingError
 from distilkit.group import Classifier
 from distilkit.outputs import GroupOutput
-from distilkit.split import Part, Reading, reading
+from distilkit.split import Part, Steps, steps
 
 Precision = Literal["fp32", "bf16"]
 
@@ -36,8 +39,8 @@ class Inference:
         self._twin = copy.deepcopy(network).eval().requires_grad_(False)
         self._folds: list[tuple[nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.Conv2d]] = []
         shared = _shared(network)
-        for prefix, found in _readings(network):
-            for convolution, norm in found.folds:
+        for prefix, found in _pieces(network):
+            for convolution, norm in fusion.folds(found):
                 conv_path, norm_path = prefix + convolution, prefix + norm
                 source = network.get_submodule(conv_path)
                 batch_norm = network.get_submodule(norm_path)
@@ -55,6 +58,7 @@ class Inference:
                 head = self._twin.get_submodule(prefix + found.head)
                 assert isinstance(head, nn.Linear)
                 _replace(self._twin, prefix + found.head, _WideLinear(head))
+            self._fuse(prefix, found)
         self._folded = {id(twin) for *_, twin in self._folds}
         self._fold()
 
@@ -69,6 +73,18 @@ class Inference:
             return _wide(self._twin(images))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             return _wide(self._twin(images))
+
+    def _fuse(self, prefix: str, found: Steps) -> None:
+        piece = self._twin.get_submodule(prefix.removesuffix("."))
+        on_cpu = all(parameter.device.type == "cpu" for parameter in piece.parameters())
+        forward = fusion.fused(piece, found) if on_cpu and fusion.available() else None
+        if forward is None:
+            return
+        # The generated function looks its modules up on what it is called with.
+        if isinstance(piece, Part):
+            piece._forward_in_evaluation = forward
+        else:
+            piece.forward = functools.partial(forward, piece)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -111,17 +127,17 @@ class _WideLinear(nn.Module):
             return F.linear(features.float(), self.weight, self.bias)
 
 
-def _readings(network: nn.Module) -> list[tuple[str, Reading]]:
-    """What tracing knows of the network's pieces, each with the prefix of its path."""
+def _pieces(network: nn.Module) -> list[tuple[str, Steps]]:
+    """The network's pieces in steps, each with the prefix of its path."""
     found = []
     for path, module in network.named_modules():
         prefix = f"{path}." if path else ""
         if isinstance(module, Part):
-            found.append((prefix, module.reading))
+            found.append((prefix, module.steps))
         elif isinstance(module, Classifier):
             # A network that cannot be traced answers as it stands.
             with contextlib.suppress(SettingError):
-                found.append((f"{prefix}backbone.", reading(module.backbone)))
+                found.append((f"{prefix}backbone.", steps(module.backbone)))
     return found
 
 

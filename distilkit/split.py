@@ -1,14 +1,14 @@
 """Cuts any backbone into trunk and branch, each with its parameters under the backbone's own names.
 
-`torch.fx` traces the backbone to a graph of calls; cutting at a module divides that graph. All that this program knows
-of fx is in this file. Graphs are never saved: weights under their original names are.
+`torch.fx` traces the backbone to a graph of calls; cutting at a module divides that graph. What this program knows of
+fx is in this file and in `fusion`. Graphs are never saved: weights under their original names are.
 
 A backbone is traced twice, in training and in evaluation mode, because tracing freezes whatever its `forward` reads
 from `self.training` (dropout as a function, stochastic depth, heads used in training only).
 """
 
 import copy
-from collections import Counter
+import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class Part(nn.Module):
 
     `head_path`: that of that last linear layer, in a branch or a whole; None in a trunk.
 
-    `reading`: see there. Made by `cut` and `whole`. It can be copied, moved, exported and compiled, but not pickled.
+    `steps`: see there. Made by `cut` and `whole`. It can be copied, moved, exported and compiled, but not pickled.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Part(nn.Module):
         for path in sorted([*targets, *unused], key=lambda path: path.count(".")):
             self._hold(source, path)
         # A generated forward looks its modules up on the `self` that it is given, so it serves every copy of this part.
-        self._forward_in_training = _generated_forward(self, graphs[True])
-        self._forward_in_evaluation = _generated_forward(self, graphs[False])
-        self.reading = Reading(_folds(graphs[False].nodes), head_path)
+        self._forward_in_training = generated(self, graphs[True])
+        self._forward_in_evaluation = generated(self, graphs[False])
+        self.steps = Steps(graphs, head_path)
 
     def forward(self, x: Tensor) -> Any:
         """Compute the trunk's tensor, or the branch's `(logits [B, C], features [B, D])`."""
@@ -79,36 +79,26 @@ class Part(nn.Module):
             here.register_buffer(name, value, persistent=path in source.state)
 
 
-class Reading(NamedTuple):
-    """What a trace in evaluation mode tells of a network's modules, by their paths.
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What tracing tells of how a network computes, for whoever computes the same in another way.
 
-    `folds`: convolution and the batch norm that alone reads what it computes, each called once. `head`: the last linear
-    layer, None in a trunk.
+    `graphs`: by mode (True: training), the calls of the network's modules by their paths; to be read, not changed.
+    `head`: the last linear layer, None in a trunk.
     """
 
-    folds: tuple[tuple[str, str], ...]
+    graphs: Mapping[bool, fx.Graph]
     head: str | None
 
+    def __deepcopy__(self, memo: Any) -> "Steps":
+        """Stay what it is: a copy of a network computes in the same steps."""
+        return self
 
-def reading(backbone: nn.Module) -> Reading:
-    """Read an uncut `backbone`. Raises `SettingError` on "model.architecture" like `cut`."""
+
+def steps(backbone: nn.Module) -> Steps:
+    """Read an uncut `backbone`, which gives logits. Raises `SettingError` on "model.architecture" like `cut`."""
     traced = _trace(backbone)
-    return Reading(_folds(traced.traces[False].nodes), traced.head)
-
-
-def _folds(nodes: Iterable[fx.Node]) -> tuple[tuple[str, str], ...]:
-    """Pairs of modules of which the second is the only one to read the first; whoever folds looks what they are."""
-    calls = [node for node in nodes if node.op == "call_module"]
-    times = Counter(str(node.target) for node in calls)
-    folds = []
-    for node in calls:
-        before = node.args[0] if node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        pair = (str(before.target), str(node.target))
-        if all(times[path] == 1 for path in pair):
-            folds.append(pair)
-    return tuple(folds)
+    return Steps({mode: _graph(trace.nodes, trace.logits) for mode, trace in traced.traces.items()}, traced.head)
 
 
 def cut(backbone: nn.Module, split_at: str) -> tuple[Part, Part]:
@@ -410,12 +400,31 @@ class _Traced:
         return [key for key in unused if key in below or id(self.state[key]) in tensors]
 
 
+class _Stand(fx.Proxy):
+    """Stands for a tensor while tracing; unlike fx's own it knows that `x += y` writes into x."""
+
+
+def _in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def write(stand: fx.Proxy, other: Any) -> fx.Proxy:
+        return stand.tracer.create_proxy("call_function", getattr(operator, name), (stand, other), {})
+
+    return write
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "imod"):
+    setattr(_Stand, f"__{_name}__", _in_place(_name))
+
+
 class _Tracer(fx.Tracer):
     """Remembers which nodes each call of a module made, and takes the first argument of `forward` alone."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: dict[str, list[list[fx.Node]]] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Stand for what `node` computes."""
+        return _Stand(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Call whole, as it stands, what has nothing inside, and every batch norm.
@@ -623,8 +632,9 @@ def _graph(nodes: list[fx.Node], result: fx.Node | tuple[fx.Node, ...]) -> fx.Gr
     return graph
 
 
-def _generated_forward(part: Part, graph: fx.Graph) -> Callable[[nn.Module, Tensor], Any]:
-    forward: Callable[[nn.Module, Tensor], Any] = type(fx.GraphModule(part, graph)).forward
+def generated(network: nn.Module, graph: fx.Graph) -> Callable[[nn.Module, Tensor], Any]:
+    """Write a `forward` that computes what `graph` says, for `network` and every copy of it."""
+    forward: Callable[[nn.Module, Tensor], Any] = type(fx.GraphModule(network, graph)).forward
     return forward
 
 

@@ -12,7 +12,9 @@ import contestants
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from distilkit.data.resident import TrainingImages
 from distilkit.observer import Observer
@@ -70,6 +72,38 @@ def test_a_step_never_waits_and_does_no_more_than_it_did(method: str, tmp_path: 
     done = working(counts)
     assert done <= OPERATORS[method], counts.most_common(20)
     assert done > 0.8 * OPERATORS[method], f"{done} operators: lower the bound, so that it guards"
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4 and value.shape[2] == value.shape[3] > 1
+
+
+class Layouts(TorchDispatchMode):
+    """Notes the operators that read activations in two memory layouts; on CPUs they take several times as long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        maps = [each for each in tree_leaves((args, kwargs)) if _is_map(each)]
+        if len({each.is_contiguous(memory_format=torch.channels_last) for each in maps}) > 1:
+            self.mixed[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", OPERATORS)
+def test_a_step_keeps_one_memory_layout(method: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(method, tmp_path, make_accelerator("fp32", "cpu"))
+    order = torch.arange(32)
+    with Layouts() as layouts:
+        made._step(0, order[:8], 1.0)
+    assert not layouts.mixed
+    monkeypatch.setattr("distilkit.training.trainer.keep_layout", lambda network: None)
+    made = trainer(method, tmp_path, make_accelerator("fp32", "cpu"))
+    with Layouts() as layouts:
+        made._step(0, order[:8], 1.0)
+    assert layouts.mixed, "pooling keeps the layout by itself: drop models/pooling.py"
 
 
 def test_a_training_batch_is_one_gather_of_bytes() -> None:

@@ -24,6 +24,7 @@ ROOMS = [
     "methods",
     "inference",
     "group",
+    "fusion",
     "split",
     "models",
     "data",

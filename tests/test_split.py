@@ -427,3 +427,25 @@ def test_auxiliary_heads_are_refused():
     models = pytest.importorskip("torchvision.models")
     with pytest.raises(SettingError, match="one tensor of logits in training"):
         split.whole(models.googlenet(weights=None, aux_logits=True, init_weights=False))
+
+
+class WritesIntoWhatItKeeps(nn.Module):
+    """`x += y` is no `x = x + y` where somebody looks at x through a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.again, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        kept = x[:, :, 1:]
+        x += 1
+        x *= 2
+        x = self.again(x)
+        return self.fc((x[:, :, 1:] + kept).mean((2, 3)))
+
+
+def test_operations_in_place_are_traced_as_such() -> None:
+    network = WritesIntoWhatItKeeps()
+    logits, _ = split.whole(network)(images())
+    assert torch.equal(logits, network(images()))

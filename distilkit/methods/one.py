@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
 from distilkit.methods.losses import cross_entropy, distillation, wide
 from distilkit.methods.registry import register
+from distilkit.models.pooling import mean_over_positions
 
 
 class OneOptions(MethodOptions):
@@ -132,10 +133,10 @@ class One(Method):
         """`gate`: the weights of the branches for each image, [B, S]; nothing without a gate."""
         if self.gate is None:
             return {}
-        return {"gate": self.gate(_gate_input(outputs, self.trunk_channels, self.widths_differ))}
+        return {"gate": self.gate(_gate_input(outputs, self.trunk_channels, self.widths_differ, self.training))}
 
 
-def _gate_input(outputs: GroupOutput, channels: int | None, widths_differ: bool) -> Tensor:
+def _gate_input(outputs: GroupOutput, channels: int | None, widths_differ: bool, training: bool) -> Tensor:
     """Pooled features [B, D] that all branches share.
 
     Where nothing is shared neither paper nor code defines the gate's input; our choice is what the students hand to
@@ -147,6 +148,8 @@ def _gate_input(outputs: GroupOutput, channels: int | None, widths_differ: bool)
     trunk = outputs.trunk
     # Maps [B, D, H, W], tokens [B, N, D], maps with channels last [B, H, W, D], or vectors [B, D].
     dimension = 1 if trunk.dim() == 4 and trunk.shape[1] == channels else trunk.dim() - 1
+    if training and trunk.dim() == 4 and dimension == 1:
+        return mean_over_positions(trunk)
     others = [d for d in range(1, trunk.dim()) if d != dimension]
     return trunk.mean(others) if others else trunk
 

@@ -51,7 +51,8 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        result: Tensor = self.relu(out + shortcut)
+        out += shortcut
+        result: Tensor = self.relu(out)
         return result
 
 
@@ -83,7 +84,8 @@ class Bottleneck(nn.Module):
         out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        result: Tensor = self.relu(out + shortcut)
+        out += shortcut
+        result: Tensor = self.relu(out)
         return result
 
 

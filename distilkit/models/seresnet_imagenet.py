@@ -54,7 +54,8 @@ class SEBasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.se(self.bn2(self.conv2(out)))
-        result: Tensor = self.relu(out + shortcut)
+        out += shortcut
+        result: Tensor = self.relu(out)
         return result
 
 

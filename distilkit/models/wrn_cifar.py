@@ -35,7 +35,8 @@ class WideBlock(nn.Module):
         out: Tensor = self.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.conv2(self.relu(self.bn2(self.conv1(out))))
-        return out + shortcut
+        out += shortcut
+        return out
 
 
 class WideResNet(nn.Module):

@@ -25,6 +25,7 @@ from distilkit.data.streaming import training_source
 from distilkit.data.variation import VariedImages
 from distilkit.errors import SettingError, UserError
 from distilkit.learner import Learner
+from distilkit.models.pooling import keep_layout
 from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
 from distilkit.recipe import DataSection, Recipe, SnapshotSection, resolve_epochs
@@ -126,6 +127,7 @@ class Trainer:
             learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)  # type: ignore[no-untyped-call]
         # Channels last is how the convolutions of CPUs and tensor cores read memory: 1.2 to 1.5 x on two Zen 5 cores.
         self.learner = learner.to(device).to(memory_format=torch.channels_last)
+        keep_layout(self.learner)
         self.average = _moving_average(self.learner, settings.ema) if settings.ema else None
         source = training_source(
             data.splits["train"], recipe.data.storage, augment=recipe.data.augment, seed=seed, device=device
