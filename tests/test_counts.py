@@ -93,17 +93,20 @@ class Layouts(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("method", OPERATORS)
-def test_a_step_keeps_one_memory_layout(method: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_keeps_one_memory_layout(method: str, tmp_path: Any) -> None:
     made = trainer(method, tmp_path, make_accelerator("fp32", "cpu"))
     order = torch.arange(32)
     with Layouts() as layouts:
         made._step(0, order[:8], 1.0)
     assert not layouts.mixed
+
+
+def test_pooling_alone_would_not_keep_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distilkit.training.trainer.keep_layout", lambda network: None)
-    made = trainer(method, tmp_path, make_accelerator("fp32", "cpu"))
+    made = trainer("baseline", tmp_path, make_accelerator("fp32", "cpu"))
     with Layouts() as layouts:
-        made._step(0, order[:8], 1.0)
-    assert layouts.mixed, "pooling keeps the layout by itself: drop models/pooling.py"
+        made._step(0, torch.arange(8), 1.0)
+    assert layouts.mixed, "it keeps the layout by itself: drop models/pooling.py"
 
 
 def test_a_training_batch_is_one_gather_of_bytes() -> None:
