@@ -183,12 +183,15 @@ class BranchGroup(Group):
     def forward(self, images: Tensor) -> GroupOutput:
         """Normalise once, compute the trunk once, then every branch."""
         trunk = self.trunk(self.normalize(images))
+        logits_SBC, features = self.from_trunk(trunk)
+        return GroupOutput(logits_SBC, tuple(features), trunk, self.members)
+
+    def from_trunk(self, trunk: Tensor) -> BranchResults:
+        """Compute every branch from the trunk's tensor."""
         if self.training and self.together is not None:
-            logits_SBC, features = self.together(self, trunk)
-            return GroupOutput(logits_SBC, tuple(features), trunk, self.members)
+            return self.together(self, trunk)
         results = [self.branch(name, trunk) for name in self.members]
-        logits_SBC = torch.stack([logits for logits, _ in results])
-        return GroupOutput(logits_SBC, tuple(features for _, features in results), trunk, self.members)
+        return torch.stack([logits for logits, _ in results]), [features for _, features in results]
 
     def branch(self, name: str, trunk: Tensor) -> tuple[Tensor, Tensor]:
         """Compute one branch from the trunk's tensor: (logits [B, C], features [B, D])."""

@@ -29,8 +29,8 @@ from distilkit.models.pooling import keep_layout
 from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
 from distilkit.recipe import DataSection, Recipe, SnapshotSection, resolve_epochs
-from distilkit.training import checkpoint as checkpoints
 from distilkit.training import branches, files, log, schedule
+from distilkit.training import checkpoint as checkpoints
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.interrupt import Interrupted, StopRequest, stop_requests
 from distilkit.training.processes import deterministic, lost_ones_named

@@ -27,8 +27,8 @@ from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.run import Run, written_by_us_alone
-from distilkit.training import checkpoint as checkpoints
 from distilkit.training import branches, compiled
+from distilkit.training import checkpoint as checkpoints
 from distilkit.training import precision as precisions
 from distilkit.training import threads as thread_counts
 from distilkit.training.build import build_learner, placed
