@@ -158,6 +158,23 @@ def test_the_forms_of_a_step_on_cuda_are_settings_of_a_recipe() -> None:
     for precision, *settings in size.forms.values():
         recipe = contestants.recipe_of("one", f"train.precision={precision}", *settings)
         assert (recipe.train.precision, recipe.train.cuda_graph) == (precision, bench.GRAPH in settings)
+        named = [each.partition("=")[2] for each in settings if each.startswith("train.branches=")]
+        assert [recipe.train.branches] == (named or ["one-by-one"])
+
+
+def test_forms_of_branches_are_measured_beside_the_same_form_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the methods that have branches; and no network is asked for them."""
+    found: dict[str, tuple[str, str]] = {}
+    raced: list[str] = []
+    monkeypatch.setattr(bench, "fastest", lambda of, size: of(0))
+    monkeypatch.setattr(bench, "race", lambda contestants, *_: raced.extend(each.name for each in contestants))
+    monkeypatch.setattr(bench, "figures", lambda times, pairs: found.update(pairs) or {})
+    bench.train_step(bench.on_cuda(bench.FULL))
+    assert found["one bf16 graph grouped / one by one"] == ("one bf16 graph grouped", "one bf16 graph")
+    assert found["cost of okddip bf16 graph streams / network"] == ("baseline bf16 graph", "okddip bf16 graph streams")
+    assert {name for pair in found.values() for name in pair} == set(raced)
+    assert not [name for name in raced if name.startswith(("baseline", "okddip_networks")) and "grouped" in name]
+    assert next(reversed(bench.FORMS)) == "bf16 compiled graph", "what growth is measured in"
 
 
 def test_cuda_is_for_the_benchmarks_that_have_a_form_for_it(capsys: pytest.CaptureFixture[str]) -> None:
