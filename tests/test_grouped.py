@@ -293,6 +293,52 @@ def test_branches_may_begin_anywhere(split_at: str) -> None:
     assert_same_step(*both(group.double(), images), 1e-10)
 
 
+def test_every_branch_drops_for_itself_what_they_share() -> None:
+    group = own_group(lambda n, x: n.a(n.dropout(x)))
+    for name in group.members[1:]:
+        group.branches[name].load_state_dict(group.branches[group.members[0]].state_dict())
+    group.together = grouped.forward(group)
+    images = torch.rand(4, 3, 8, 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second, _ = group(images).logits_SBC
+        assert not torch.allclose(first, second)
+    without_dropout(group)
+    first, second, _ = group(images).logits_SBC
+    assert torch.allclose(first, second)
+
+
+class Odd(nn.Module):
+    """Nine channels, then eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 9, 3), nn.Conv2d(9, 8, 3)
+        self.nine, self.eight = nn.BatchNorm2d(9), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.eight(self.b(self.nine(self.a(self.stem(x))))).mean((2, 3)))
+
+
+def test_one_vector_of_an_odd_length_does_not_move_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels may read four numbers at once, from addresses of whole sixteen bytes."""
+    with torch.random.fork_rng():
+        group = branch_group(Odd, torch.rand(4, 3, 12, 12), students=3, split_at="a")
+    group.together = grouped.forward(group)
+    places: dict[int, list[int]] = {}
+    batch_norm = F.batch_norm
+
+    def noted(x: Tensor, *more: Any) -> Tensor:
+        places[x.shape[1]] = [each.storage_offset() for each in more[:4]]
+        return batch_norm(x, *more)
+
+    monkeypatch.setattr(F, "batch_norm", noted)
+    group(torch.rand(4, 3, 12, 12))
+    assert all(place % 4 == 0 for place in places[24]), places
+    assert any(place % 4 for place in places[27]), "otherwise this says nothing"
+
+
 def _written_into_what_is_shared(n: Around, x: Tensor) -> Tensor:
     y = n.shrink(x)
     y += n.a(y)
