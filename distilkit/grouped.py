@@ -245,10 +245,12 @@ class _Rewriting:
             elif node.op == "output":
                 (outputs,) = node.args
                 assert isinstance(outputs, tuple)
-                logits, features = (self.values[each] for each in outputs if isinstance(each, fx.Node))
+                logits, features = (self._value(each) for each in outputs if isinstance(each, fx.Node))
                 if counts:
                     self.graph.call_function(write_back, (self.joined_statistics, buffers, counts))
                 self.graph.output(self._results(logits, features))
+            elif _is_shape(node) or (_is_count_of_images(node) and all(map(_is_flatten, node.users))):
+                continue  # It is read where vectors are made of maps, which needs no numbers here.
             else:
                 self.values[node] = self._step(node)
 
@@ -299,7 +301,7 @@ class _Rewriting:
         if node.op == "call_module":
             if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
                 raise _unable(f"{node.target!r} is called with several arguments")
-            return self._call(str(node.target), self.values[node.args[0]])
+            return self._call(str(node.target), self._value(node.args[0]))
         what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         if node.op not in ("call_function", "call_method"):
             raise _unable(f"they read {what!r} outside of a module")
@@ -308,14 +310,24 @@ class _Rewriting:
             return self._of_two(node, str(what))
         if node.target in _CATS:
             return self._cat(node)
+        if _is_flatten(node):
+            (maps, *_) = node.args
+            assert isinstance(maps, fx.Node)
+            value = self._not_stacked(self._value(maps))
+            return _Value(self.graph.call_method("flatten", (value.node, 1)), value.kind)
         if node.args and isinstance(node.args[0], fx.Node) and not _nodes((node.args[1:], node.kwargs)):
-            value = self.values[node.args[0]]
+            value = self._value(node.args[0])
             if node.target in (_NUMBERWISE_METHODS if method else _NUMBERWISE_FUNCTIONS):
                 return self._again(node, value)
             channelwise = not method and node.target in _CHANNELWISE_FUNCTIONS and not node.kwargs.get("return_indices")
-            if channelwise or _is_flatten(node) or _is_mean_over_positions(node):
+            if channelwise or _is_mean_over_positions(node):
                 return self._again(node, self._not_stacked(value))
         raise _unable(f"they call {what!r}, of which it is not known that it works channel by channel")
+
+    def _value(self, node: fx.Node) -> _Value:
+        if node not in self.values:
+            raise _unable("they compute with the sizes of tensors")
+        return self.values[node]
 
     def _again(self, node: fx.Node, value: _Value) -> _Value:
         """The same step with the tensor of all branches."""
@@ -366,7 +378,7 @@ class _Rewriting:
     def _of_two(self, node: fx.Node, what: str) -> _Value:
         """A sum or a product, of tensors or with a number."""
         given = node.args
-        tensors = [self.values[each] for each in given if isinstance(each, fx.Node)]
+        tensors = [self._value(each) for each in given if isinstance(each, fx.Node)]
         if _nodes(node.kwargs) or not tensors or not all(isinstance(each, fx.Node | int | float) for each in given):
             raise _unable(f"they call {what!r} with something else than tensors and numbers")
         kinds = {value.kind for value in tensors}
@@ -377,7 +389,7 @@ class _Rewriting:
             if not isinstance(each, fx.Node):
                 arguments.append(each)
                 continue
-            value = self.values[each]
+            value = self._value(each)
             if value.kind != kind:
                 if in_place and place == 0:
                     raise _unable(f"{what!r} writes into what the branches share")
@@ -390,7 +402,7 @@ class _Rewriting:
         along = rest[0] if rest else node.kwargs.get("dim", 0)
         if along != 1 or not isinstance(tensors, list | tuple) or set(node.kwargs) - {"dim"}:
             raise _unable("they join tensors, but not along the channels")
-        values = [self._not_stacked(self.values[each]) for each in tensors if isinstance(each, fx.Node)]
+        values = [self._not_stacked(self._value(each)) for each in tensors if isinstance(each, fx.Node)]
         shared = [value.kind == "shared" for value in values]
         if all(shared):
             return _Value(self.graph.call_function(torch.cat, ([value.node for value in values], 1)), "shared")
@@ -439,7 +451,23 @@ def _nodes(arguments: Any) -> list[fx.Node]:
 
 def _is_flatten(node: fx.Node) -> bool:
     """Whether it makes vectors of maps."""
-    return node.target in (torch.flatten, "flatten") and node.args[1:] in ((1,), (1, -1)) and not node.kwargs
+    if node.target in ("view", "reshape"):
+        first, *rest = node.args[1:]
+        return isinstance(first, fx.Node) and _is_count_of_images(first) and rest == [-1] and not node.kwargs
+    settings = (*node.args[1:], *(node.kwargs.get(name) for name in ("start_dim", "end_dim") if name in node.kwargs))
+    return node.target in (torch.flatten, "flatten") and settings in ((1,), (1, -1))
+
+
+def _is_count_of_images(node: fx.Node) -> bool:
+    """Whether it is `x.size(0)` or `x.shape[0]`."""
+    if node.target == "size":
+        return node.args[1:] == (0,)
+    shape = node.args[0] if node.target is operator.getitem else None
+    return isinstance(shape, fx.Node) and _is_shape(shape) and node.args[1:] == (0,)
+
+
+def _is_shape(node: fx.Node) -> bool:
+    return (node.target is getattr and node.args[1:] == ("shape",)) or (node.target == "size" and len(node.args) == 1)
 
 
 def _is_mean_over_positions(node: fx.Node) -> bool:

@@ -253,6 +253,12 @@ def _vectors(n: Around, x: Tensor) -> Tensor:
     return n.relu(y + z) * torch.tanh(z)
 
 
+def _vectors_by_view(n: Around, x: Tensor) -> Tensor:
+    y = F.adaptive_avg_pool2d(n.a(x), 1)
+    z = F.adaptive_max_pool2d(n.b(x), 1)
+    return n.hidden(y.view(y.size(0), -1) + z.reshape(z.shape[0], -1) + torch.flatten(z, start_dim=1))
+
+
 COMPUTATIONS = [
     *(
         _product_of_branch_and_trunk,
@@ -260,7 +266,8 @@ COMPUTATIONS = [
         _shared_and_own_side_by_side,
         _depthwise_of_what_is_shared,
     ),
-    *(_written_into_the_trunk, _sum_in_place, _norms_of_all_kinds, _called_twice, _gate_by_functions, _vectors),
+    *(_written_into_the_trunk, _sum_in_place, _norms_of_all_kinds, _called_twice, _gate_by_functions),
+    *(_vectors, _vectors_by_view),
 ]
 
 
@@ -272,7 +279,7 @@ class Vectors(Around):
 
 
 def own_group(compute: Callable[[Around, Tensor], Tensor], split_at: str = "first") -> BranchGroup:
-    made = Vectors if compute is _vectors else Around
+    made = Vectors if compute in (_vectors, _vectors_by_view) else Around
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng():
         return branch_group(lambda: made(compute), images, students=3, split_at=split_at, seed=1)
@@ -354,6 +361,8 @@ REFUSED: dict[str, tuple[Callable[[Around, Tensor], Tensor], str]] = {
     "softmax over channels": (lambda n, x: F.softmax(n.a(x), 1), "they call 'softmax', of which it is not known"),
     "a mean over channels": (lambda n, x: n.a(x) * x.mean(1, True), "they call 'mean', of which it is not known"),
     "another method": (lambda n, x: n.a(x).transpose(2, 3), "they call 'transpose', of which it is not known"),
+    "a number of images": (lambda n, x: n.a(x) * x.size(0), "they call 'size', of which it is not known"),
+    "a shape": (lambda n, x: n.a(x) * x.shape[-1], "they compute with the sizes of tensors"),
     "dropout as a function": (
         lambda n, x: F.dropout(n.a(x), training=n.training),
         "they call 'dropout', of which it is not known",
