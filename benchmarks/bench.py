@@ -119,17 +119,17 @@ def train_step(size: Size) -> dict[str, Any]:
         for form, (precision, *overrides) in size.forms.items():
             # What the form is with branches one by one, which is all that networks have.
             plainly = tuple(each for each in (precision, *overrides) if each not in (GROUPED, STREAMS))
-            plain_form = next(other for other, settings in size.forms.items() if settings == plainly)
-            if form != plain_form and method not in BRANCHED:
+            beside = next((other for other, settings in size.forms.items() if settings == plainly), None)
+            if plainly != (precision, *overrides) and method not in BRANCHED:
                 continue
             name = f"{method} {form}"
             arguments = {"method": method, "precision": precision, "overrides": overrides, "device": size.device}
             contestants.append(Contestant(name, "contestants:our_training", arguments, {}, size.steps))
             pairs[f"{name} / plain"] = (name, plains[method].name)
-            if form != plain_form:
-                pairs[f"{name} / one by one"] = (name, f"{method} {plain_form}")
-            if method != "baseline" and "baseline" in size.methods:
-                pairs[f"cost of {name} / network"] = (f"baseline {plain_form}", name)
+            if beside and form != beside:
+                pairs[f"{name} / one by one"] = (name, f"{method} {beside}")
+            if beside and method != "baseline" and "baseline" in size.methods:
+                pairs[f"cost of {name} / network"] = (f"baseline {beside}", name)
     return figures(race(contestants, size.rounds, tell), pairs)
 
 
@@ -227,7 +227,8 @@ def growth(size: Size) -> dict[str, Any]:
     precision, *settings = list(size.forms.values())[-1] if size.device == "cuda" else ("fp32",)
 
     def training(name: str, method: str, steps: int, *overrides: str, **arguments: Any) -> Contestant:
-        always = {"method": method, "precision": precision, "overrides": [*settings, *overrides], "device": size.device}
+        fitting = [each for each in settings if method in BRANCHED or each not in (GROUPED, STREAMS)]
+        always = {"method": method, "precision": precision, "overrides": [*fitting, *overrides], "device": size.device}
         return Contestant(name, "contestants:our_training", {**always, **arguments}, {}, steps)
 
     def compare(*contestants: Contestant, as_cost: bool = False) -> None:
@@ -279,6 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--grouped", action="store_true", help="train_step on a CPU also with branches as grouped convolutions"
     )
+    parser.add_argument("--forms", help="of train_step, comma-separated: some of those that it would have")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of train_step, evaluate and growth")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where the JSON goes")
     options = parser.parse_args(arguments)
@@ -295,6 +297,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.compiled or options.grouped:
         size = replace(size, forms={**(COMPILED if options.compiled else {}), **(BY_GROUPS if options.grouped else {})})
     size = on_cuda(size) if options.device == "cuda" else size
+    if options.forms:
+        named = options.forms.split(",")
+        if wrong := [form for form in named if form not in size.forms]:
+            parser.error(f"there is no form {wrong[0]!r} here; there are {', '.join(size.forms)}")
+        size = replace(size, forms={form: size.forms[form] for form in size.forms if form in named})
     command = shlex.join(["python", "benchmarks/bench.py", *(sys.argv[1:] if arguments is None else arguments)])
     for name in options.benchmarks or BENCHMARKS:
         tell(f"== {name}: {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}")

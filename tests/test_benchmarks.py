@@ -177,6 +177,23 @@ def test_forms_of_branches_are_measured_beside_the_same_form_one_by_one(monkeypa
     assert next(reversed(bench.FORMS)) == "bf16 compiled graph", "what growth is measured in"
 
 
+def test_some_forms_can_be_measured_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raced: list[str] = []
+    monkeypatch.setattr(bench, "fastest", lambda of, size: of(0))
+    monkeypatch.setattr(bench, "race", lambda contestants, *_: raced.extend(each.name for each in contestants))
+    monkeypatch.setattr(bench, "figures", lambda times, pairs: {"ratios": pairs})
+    words = ["--quick", "--grouped", "--methods", "one", "--results", str(tmp_path), "train_step"]
+    assert bench.main([*words, "--forms", "bf16 grouped,bf16"]) == 0
+    assert raced == ["plain one, 0 workers", "one bf16", "one bf16 grouped"]
+    ratios = json.loads((tmp_path / "train_step_grouped.json").read_text())["ratios"]
+    assert ratios["one bf16 grouped / one by one"] == ["one bf16 grouped", "one bf16"]
+    with pytest.raises(SystemExit):
+        bench.main([*words, "--forms", "bf16 streams"])
+    assert "no form 'bf16 streams' here; there are fp32, bf16, fp32 grouped, bf16 grouped" in capsys.readouterr().err
+
+
 def test_cuda_is_for_the_benchmarks_that_have_a_form_for_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(["--device", "cuda", "startup"])
