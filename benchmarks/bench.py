@@ -45,11 +45,16 @@ class Size:
 FULL = Size(5, 12, 5_000, 400, ("baseline", "one", "okddip", "okddip_networks"), WORKERS)
 QUICK = Size(1, 2, 500, 50, ("baseline", "one"), (0, 2))
 GRAPH, COMPILE = "train.cuda_graph=true", "train.compile=true"
+GROUPED, STREAMS = "train.branches=grouped", "train.branches=streams"
+BRANCHED = ("one", "okddip")  # the methods whose students are branches
 FORMS = {
     "fp32": ("fp32",),
     "bf16": ("bf16",),
     "bf16 graph": ("bf16", GRAPH),
+    "bf16 graph grouped": ("bf16", GRAPH, GROUPED),
+    "bf16 graph streams": ("bf16", GRAPH, STREAMS),
     "bf16 compiled": ("bf16", COMPILE),
+    "bf16 compiled graph grouped": ("bf16", COMPILE, GRAPH, GROUPED),
     "bf16 compiled graph": ("bf16", COMPILE, GRAPH),
 }
 
@@ -59,6 +64,14 @@ COMPILED = {
     "bf16": ("bf16",),
     "fp32 compiled": ("fp32", COMPILE),
     "bf16 compiled": ("bf16", COMPILE),
+}
+
+
+BY_GROUPS = {
+    "fp32": ("fp32",),
+    "bf16": ("bf16",),
+    "fp32 grouped": ("fp32", GROUPED),
+    "bf16 grouped": ("bf16", GROUPED),
 }
 
 
@@ -104,12 +117,19 @@ def train_step(size: Size) -> dict[str, Any]:
         plains[method] = fastest(of, size)
         contestants.append(plains[method])
         for form, (precision, *overrides) in size.forms.items():
+            # What the form is with branches one by one, which is all that networks have.
+            plainly = tuple(each for each in (precision, *overrides) if each not in (GROUPED, STREAMS))
+            beside = next((other for other, settings in size.forms.items() if settings == plainly), None)
+            if plainly != (precision, *overrides) and method not in BRANCHED:
+                continue
             name = f"{method} {form}"
             arguments = {"method": method, "precision": precision, "overrides": overrides, "device": size.device}
             contestants.append(Contestant(name, "contestants:our_training", arguments, {}, size.steps))
             pairs[f"{name} / plain"] = (name, plains[method].name)
-            if method != "baseline" and "baseline" in size.methods:
-                pairs[f"cost of {name} / network"] = (f"baseline {form}", name)
+            if beside and form != beside:
+                pairs[f"{name} / one by one"] = (name, f"{method} {beside}")
+            if beside and method != "baseline" and "baseline" in size.methods:
+                pairs[f"cost of {name} / network"] = (f"baseline {beside}", name)
     return figures(race(contestants, size.rounds, tell), pairs)
 
 
@@ -207,7 +227,8 @@ def growth(size: Size) -> dict[str, Any]:
     precision, *settings = list(size.forms.values())[-1] if size.device == "cuda" else ("fp32",)
 
     def training(name: str, method: str, steps: int, *overrides: str, **arguments: Any) -> Contestant:
-        always = {"method": method, "precision": precision, "overrides": [*settings, *overrides], "device": size.device}
+        fitting = [each for each in settings if method in BRANCHED or each not in (GROUPED, STREAMS)]
+        always = {"method": method, "precision": precision, "overrides": [*fitting, *overrides], "device": size.device}
         return Contestant(name, "contestants:our_training", {**always, **arguments}, {}, steps)
 
     def compare(*contestants: Contestant, as_cost: bool = False) -> None:
@@ -256,6 +277,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--compiled", action="store_true", help="train_step on a CPU also with train.compile: minutes more"
     )
+    parser.add_argument(
+        "--grouped", action="store_true", help="train_step on a CPU also with branches as grouped convolutions"
+    )
+    parser.add_argument("--forms", help="of train_step, comma-separated: some of those that it would have")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of train_step, evaluate and growth")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where the JSON goes")
     options = parser.parse_args(arguments)
@@ -269,16 +294,22 @@ def main(arguments: list[str] | None = None) -> int:
         size = replace(size, methods=tuple(options.methods.split(",")))
         if wrong := set(size.methods) - set(FULL.methods):
             parser.error(f"there is no method {', '.join(sorted(wrong))}; there are {', '.join(FULL.methods)}")
-    if options.compiled:
-        size = replace(size, forms=COMPILED)
+    if options.compiled or options.grouped:
+        size = replace(size, forms={**(COMPILED if options.compiled else {}), **(BY_GROUPS if options.grouped else {})})
     size = on_cuda(size) if options.device == "cuda" else size
+    if options.forms:
+        named = options.forms.split(",")
+        if wrong := [form for form in named if form not in size.forms]:
+            parser.error(f"there is no form {wrong[0]!r} here; there are {', '.join(size.forms)}")
+        size = replace(size, forms={form: size.forms[form] for form in size.forms if form in named})
     command = shlex.join(["python", "benchmarks/bench.py", *(sys.argv[1:] if arguments is None else arguments)])
     for name in options.benchmarks or BENCHMARKS:
         tell(f"== {name}: {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}")
         around = machine(options.device)
         found = BENCHMARKS[name](size)
         if folder is not None:
-            named = name + ("_cuda" if options.device == "cuda" else "_compiled" if options.compiled else "")
+            forms = ("_compiled" if options.compiled else "") + ("_grouped" if options.grouped else "")
+            named = name + ("_cuda" if options.device == "cuda" else forms)
             tell(f"written: {write(named, command, found, around, folder)}")
     return 0
 

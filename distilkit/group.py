@@ -21,6 +21,9 @@ from distilkit.models.registry import Norm
 from distilkit.outputs import GroupKind, GroupOutput, GroupShape
 from distilkit.randomness import generator, seeded
 
+BranchResults = tuple[Tensor, Sequence[Tensor]]
+"""Of all branches of a group: logits [S, B, C], and the features of each, S tensors [B, D]."""
+
 _PROBE_IMAGES = 2  # the fewest that batch norm can train on where maps have shrunk to one pixel
 
 
@@ -151,8 +154,13 @@ class BranchGroup(Group):
     place: without copies the second branch would get what the first has made of it. `split_at`: the first module of
     the branches.
 
+    `together`: what computes all branches in training mode, from the group and the trunk's tensor; None computes one
+    after another, as evaluation mode always does. It is no part of the group's state.
+
     Keys of its `state_dict()`: "trunk.<backbone's name>" and "branches.<member>.<backbone's name>".
     """
+
+    together: "Callable[[BranchGroup, Tensor], BranchResults] | None"
 
     def __init__(
         self,
@@ -170,13 +178,25 @@ class BranchGroup(Group):
         self.trunk = trunk
         self.branches = nn.ModuleDict(branches)
         self.separate = separate
+        self.together = None
 
     def forward(self, images: Tensor) -> GroupOutput:
         """Normalise once, compute the trunk once, then every branch."""
         trunk = self.trunk(self.normalize(images))
-        results = [self.branches[name](trunk.clone() if self.separate else trunk) for name in self.members]
-        logits_SBC = torch.stack([logits for logits, _ in results])
-        return GroupOutput(logits_SBC, tuple(features for _, features in results), trunk, self.members)
+        logits_SBC, features = self.from_trunk(trunk)
+        return GroupOutput(logits_SBC, tuple(features), trunk, self.members)
+
+    def from_trunk(self, trunk: Tensor) -> BranchResults:
+        """Compute every branch from the trunk's tensor."""
+        if self.training and self.together is not None:
+            return self.together(self, trunk)
+        results = [self.branch(name, trunk) for name in self.members]
+        return torch.stack([logits for logits, _ in results]), [features for _, features in results]
+
+    def branch(self, name: str, trunk: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute one branch from the trunk's tensor: (logits [B, C], features [B, D])."""
+        results: tuple[Tensor, Tensor] = self.branches[name](trunk.clone() if self.separate else trunk)
+        return results
 
     def member_state_dict(self, name: str) -> dict[str, Tensor]:
         """Join the trunk's and one branch's weights and buffers under the stock backbone's own names."""

@@ -1,7 +1,7 @@
 """Cuts any backbone into trunk and branch, each with its parameters under the backbone's own names.
 
 `torch.fx` traces the backbone to a graph of calls; cutting at a module divides that graph. What this program knows of
-fx is in this file and in `fusion`. Graphs are never saved: weights under their original names are.
+fx is in this file, in `fusion` and in `grouped`. Graphs are never saved: weights under their original names are.
 
 A backbone is traced twice, in training and in evaluation mode, because tracing freezes whatever its `forward` reads
 from `self.training` (dropout as a function, stochastic depth, heads used in training only).

@@ -158,6 +158,40 @@ def test_the_forms_of_a_step_on_cuda_are_settings_of_a_recipe() -> None:
     for precision, *settings in size.forms.values():
         recipe = contestants.recipe_of("one", f"train.precision={precision}", *settings)
         assert (recipe.train.precision, recipe.train.cuda_graph) == (precision, bench.GRAPH in settings)
+        named = [each.partition("=")[2] for each in settings if each.startswith("train.branches=")]
+        assert [recipe.train.branches] == (named or ["one-by-one"])
+
+
+def test_forms_of_branches_are_measured_beside_the_same_form_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the methods that have branches; and no network is asked for them."""
+    found: dict[str, tuple[str, str]] = {}
+    raced: list[str] = []
+    monkeypatch.setattr(bench, "fastest", lambda of, size: of(0))
+    monkeypatch.setattr(bench, "race", lambda contestants, *_: raced.extend(each.name for each in contestants))
+    monkeypatch.setattr(bench, "figures", lambda times, pairs: found.update(pairs) or {})
+    bench.train_step(bench.on_cuda(bench.FULL))
+    assert found["one bf16 graph grouped / one by one"] == ("one bf16 graph grouped", "one bf16 graph")
+    assert found["cost of okddip bf16 graph streams / network"] == ("baseline bf16 graph", "okddip bf16 graph streams")
+    assert {name for pair in found.values() for name in pair} == set(raced)
+    assert not [name for name in raced if name.startswith(("baseline", "okddip_networks")) and "grouped" in name]
+    assert next(reversed(bench.FORMS)) == "bf16 compiled graph", "what growth is measured in"
+
+
+def test_some_forms_can_be_measured_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raced: list[str] = []
+    monkeypatch.setattr(bench, "fastest", lambda of, size: of(0))
+    monkeypatch.setattr(bench, "race", lambda contestants, *_: raced.extend(each.name for each in contestants))
+    monkeypatch.setattr(bench, "figures", lambda times, pairs: {"ratios": pairs})
+    words = ["--quick", "--grouped", "--methods", "one", "--results", str(tmp_path), "train_step"]
+    assert bench.main([*words, "--forms", "bf16 grouped,bf16"]) == 0
+    assert raced == ["plain one, 0 workers", "one bf16", "one bf16 grouped"]
+    ratios = json.loads((tmp_path / "train_step_grouped.json").read_text())["ratios"]
+    assert ratios["one bf16 grouped / one by one"] == ["one bf16 grouped", "one bf16"]
+    with pytest.raises(SystemExit):
+        bench.main([*words, "--forms", "bf16 streams"])
+    assert "no form 'bf16 streams' here; there are fp32, bf16, fp32 grouped, bf16 grouped" in capsys.readouterr().err
 
 
 def test_cuda_is_for_the_benchmarks_that_have_a_form_for_it(capsys: pytest.CaptureFixture[str]) -> None:

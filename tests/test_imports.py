@@ -23,6 +23,8 @@ ROOMS = [
     "learner",
     "methods",
     "inference",
+    "grouped",
+    "streams",
     "group",
     "fusion",
     "split",
