@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from distilkit import fusion
 from distilkit.errors import SettingError
+from distilkit.fusion import rewriting
 from distilkit.group import Classifier
 from distilkit.outputs import GroupOutput
 from distilkit.split import Part, Steps, steps
@@ -37,10 +37,11 @@ class Inference:
         self._precision = precision
         self._source = network
         self._twin = copy.deepcopy(network).eval().requires_grad_(False)
+        self._fused: list[tuple[nn.Module, rewriting.Fused]] = []
         self._folds: list[tuple[nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.Conv2d]] = []
         shared = _shared(network)
         for prefix, found in _pieces(network):
-            for convolution, norm in fusion.folds(found):
+            for convolution, norm in rewriting.folds(found):
                 conv_path, norm_path = prefix + convolution, prefix + norm
                 source = network.get_submodule(conv_path)
                 batch_norm = network.get_submodule(norm_path)
@@ -77,10 +78,14 @@ class Inference:
     def _fuse(self, prefix: str, found: Steps) -> None:
         piece = self._twin.get_submodule(prefix.removesuffix("."))
         on_cpu = all(parameter.device.type == "cpu" for parameter in piece.parameters())
-        forward = fusion.fused(piece, found) if on_cpu and fusion.available() else None
+        if not on_cpu:
+            return
+        plain = piece._forward_in_evaluation if isinstance(piece, Part) else type(piece).forward
+        forward = rewriting.fused(piece, found, plain)
         if forward is None:
             return
-        # The generated function looks its modules up on what it is called with.
+        self._fused.append((piece, forward))
+        # It looks its modules up on what it is called with.
         if isinstance(piece, Part):
             piece._forward_in_evaluation = forward
         else:
@@ -113,6 +118,8 @@ class Inference:
             twin.weight.copy_(weight)
             assert twin.bias is not None
             twin.bias.copy_(bias)
+        for piece, forward in self._fused:
+            forward.weigh(piece)
 
 
 class _WideLinear(nn.Module):

@@ -1,30 +1,23 @@
-"""How a network computes in evaluation mode, in fewer passes over memory: what `inference` is made of.
+"""What `inference` is made of: which layers of a network can be one.
 
 `folds` finds batch norms that the convolution before them can do. `fused` lets a convolution add the shortcut and
 apply ReLU while it writes its result, which takes three passes over memory in most code; oneDNN does so on CPUs. The
 steps of a network come from `split`, which traces it.
 """
 
-import operator
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from distilkit.fusion import overflow
+from distilkit.fusion.convolution import available, convolved
 from distilkit.split import Steps, generated
 
-_RELU_FUNCTIONS = (F.relu, torch.relu, F.relu_, torch.relu_)
-_RELU_METHODS = ("relu", "relu_")
-_SUM_FUNCTIONS = (operator.add, torch.add, operator.iadd)
-_SUM_METHODS = ("add", "add_")
-_SUMS_IN_PLACE = (operator.iadd, "add_")
-
 Forward = Callable[[nn.Module, Tensor], Any]
-_written: "WeakKeyDictionary[Steps, dict[frozenset[str], Forward | None]]" = WeakKeyDictionary()
+_written: "WeakKeyDictionary[Steps, dict[frozenset[str], tuple[Forward, fx.Graph] | None]]" = WeakKeyDictionary()
 
 
 def folds(steps: Steps) -> list[tuple[str, str]]:
@@ -42,22 +35,38 @@ def folds(steps: Steps) -> list[tuple[str, str]]:
     return found
 
 
-def available() -> bool:
-    """Whether this PyTorch has oneDNN's fused convolutions, and may use them."""
-    return bool(
-        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
-    )
+class Fused:
+    """A network's `forward` in evaluation mode whose convolutions add and apply ReLU themselves.
 
-
-def fused(network: nn.Module, steps: Steps) -> Forward | None:
-    """Write a `forward` of `network` in evaluation mode whose convolutions add and apply ReLU themselves.
-
-    `network`: a part or a backbone whose `steps` these are; an `nn.Identity` in it may stand for what was folded. None
-    where there is nothing to fuse. What it computes is the same; it serves networks on CPUs that want no gradients.
+    What it computes is what `plain` does, which computes instead where numbers could overflow (see `overflow`).
     """
+
+    def __init__(self, forward: Forward, plain: Forward, graph: fx.Graph) -> None:
+        self._forward, self._plain, self._graph = forward, plain, graph
+        self._fits = False
+
+    def weigh(self, network: nn.Module) -> None:
+        """Look at the weights that `network` now has; to be called whenever they have changed."""
+        self._fits = overflow.holds(self._graph, network)
+
+    def __call__(self, network: nn.Module, x: Tensor) -> Any:
+        """Compute the network's answer to `x`."""
+        if self._fits:
+            try:
+                return self._forward(network, x)
+            except overflow.TooLargeError:
+                pass  # The one forward changes no tensor that the other reads.
+        return self._plain(network, x)
+
+
+def fused(network: nn.Module, steps: Steps, plain: Forward) -> Fused | None:
+    """Write a faster `plain` for `network`, or None where there is nothing to fuse.
+
+    `network`: a part or a backbone whose `steps` these are; an `nn.Identity` in it may stand for what was folded. It
+    serves networks on CPUs that want no gradients.
+    """
+    if not available():
+        return None
     graph = steps.graphs[False]
     convolutions = {path for path, module in _called(graph, network) if _is_plain(module, nn.Conv2d)}
     identities = {path for path, module in _called(graph, network) if _is_plain(module, nn.Identity)}
@@ -66,8 +75,16 @@ def fused(network: nn.Module, steps: Steps) -> Forward | None:
     known = _written.setdefault(steps, {})
     if key not in known:
         rewritten = _Rewriting(graph, convolutions, identities, relus).result()
-        known[key] = generated(network, rewritten) if rewritten else None
-    return known[key]
+        known[key] = None
+        if rewritten is not None:
+            rewritten = overflow.guarded(rewritten, network)
+            known[key] = generated(network, rewritten), rewritten
+    written = known[key]
+    if written is None:
+        return None
+    result = Fused(written[0], plain, written[1])
+    result.weigh(network)
+    return result
 
 
 def _called(graph: fx.Graph, network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -80,59 +97,6 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     if type(module) is not kind or module._forward_hooks or module._forward_pre_hooks:
         return False
     return not isinstance(module, nn.Conv2d) or (module.padding_mode == "zeros" and not isinstance(module.padding, str))
-
-
-def convolved(convolution: nn.Conv2d, x: Tensor, other: Tensor | None, relu: bool, overwrite: bool) -> Tensor:
-    """Compute `convolution(x)`, plus `other` where there is one, and ReLU of that if `relu`.
-
-    `overwrite`: nobody needs `other` afterwards, so the result may be written there. Under autocast as autocast would.
-    """
-    weight, bias = convolution.weight, convolution.bias
-    if torch.is_autocast_enabled("cpu"):
-        kind = torch.get_autocast_dtype("cpu")
-        x, weight = x.to(kind), weight.to(kind)
-        bias = None if bias is None else bias.to(kind)
-    stride, padding, dilation = convolution.stride, convolution.padding, convolution.dilation
-    if _fits(convolution, x, weight, other):
-        # The order of these operators' arguments is PyTorch's own compiler's, which calls them so.
-        settings = (weight, bias, padding, stride, dilation, convolution.groups)
-        activation = "relu" if relu else None
-        if other is None:
-            result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, *settings, activation or "none", [], "")
-        else:
-            rows = torch.channels_last
-            onto = other if overwrite and other.is_contiguous(memory_format=rows) else other.clone(memory_format=rows)
-            result = torch.ops.mkldnn._convolution_pointwise_.binary(onto, x, *settings, "add", 1.0, activation, [], "")
-        return result
-    result = F.conv2d(x, weight, bias, stride, padding, dilation, convolution.groups)
-    if other is not None:
-        result = result + other
-    return result.relu_() if relu else result
-
-
-def _fits(convolution: nn.Conv2d, x: Tensor, weight: Tensor, other: Tensor | None) -> bool:
-    """Whether oneDNN does this in one pass: channels last, one type of numbers, and a sum of tensors of one shape."""
-    if x.dim() != 4 or x.numel() == 0 or not x.is_contiguous(memory_format=torch.channels_last):
-        return False
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return False
-    if other is None:
-        return True
-    assert not isinstance(convolution.padding, str)
-    sides = [
-        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        for size, kernel, stride, padding, dilation in zip(
-            x.shape[2:],
-            convolution.kernel_size,
-            convolution.stride,
-            convolution.padding,
-            convolution.dilation,
-            strict=True,
-        )
-    ]
-    return other.dtype == x.dtype and other.shape == (len(x), convolution.out_channels, *sides)
 
 
 class _Rewriting:
@@ -187,20 +151,18 @@ class _Rewriting:
             return False
         if node.op == "call_module":
             return node.target in self.relus
-        targets: tuple[Any, ...] = _RELU_METHODS if node.op == "call_method" else _RELU_FUNCTIONS
-        return node.op in ("call_method", "call_function") and node.target in targets
+        return node.op in ("call_method", "call_function") and node.target in overflow.RELU
 
     def _summand(self, total: fx.Node, convolution: fx.Node) -> fx.Node | None:
         """What is added to the convolution's result, if `total` adds two tensors and changes no third one."""
-        targets: tuple[Any, ...] = _SUM_METHODS if total.op == "call_method" else _SUM_FUNCTIONS
-        if total.op not in ("call_method", "call_function") or total.target not in targets:
+        if total.op not in ("call_method", "call_function") or total.target not in overflow.SUM:
             return None
         if len(total.args) != 2 or total.kwargs or not all(isinstance(each, fx.Node) for each in total.args):
             return None
         first, second = total.args
         assert isinstance(first, fx.Node)
         assert isinstance(second, fx.Node)
-        if total.target in _SUMS_IN_PLACE and not (self._is_fresh(first) and _only_reader(first) is total):
+        if total.target in overflow.SUM_IN_PLACE and not (self._is_fresh(first) and _only_reader(first) is total):
             return None
         return second if first is convolution else first
 

@@ -1,0 +1,1 @@
+"""How a network computes in evaluation mode, in fewer passes over memory."""
