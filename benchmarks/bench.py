@@ -42,7 +42,7 @@ class Size:
     forms: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"fp32": ("fp32",), "bf16": ("bf16",)})
 
 
-FULL = Size(5, 12, 5_000, 400, ("baseline", "one", "okddip", "okddip_networks"), WORKERS)
+FULL = Size(9, 8, 5_000, 400, ("baseline", "one", "okddip", "okddip_networks"), WORKERS)
 QUICK = Size(1, 2, 500, 50, ("baseline", "one"), (0, 2))
 GRAPH, COMPILE = "train.cuda_graph=true", "train.compile=true"
 GROUPED, STREAMS = "train.branches=grouped", "train.branches=streams"

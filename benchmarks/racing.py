@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,20 +135,43 @@ def _serve(connection: Connection, make: str, arguments: dict[str, Any]) -> None
     try:
         work: Work = getattr(importlib.import_module(module), function)(**arguments)
         while (count := connection.recv()) is not None:
-            start = time.perf_counter()
-            done = work(count)
-            things, seconds = done if isinstance(done, tuple) else (done, time.perf_counter() - start)
+            with _awake():
+                start = time.perf_counter()
+                done = work(count)
+                things, seconds = done if isinstance(done, tuple) else (done, time.perf_counter() - start)
             connection.send((things, seconds, peak_megabytes(), peak_device_megabytes(), ""))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, the race must hear of it
         connection.send((0, 0.0, 0.0, 0.0, f"{type(error).__name__}: {error}"))
+    finally:
+        _signal_children("SIGCONT")  # Who is to end must be awake.
 
 
-def peak_megabytes() -> float:
-    """Peak resident memory of this process and its living descendants, each at its own peak."""
+@contextlib.contextmanager
+def _awake() -> Iterator[None]:
+    """Let this process's children work for the length of the block only.
+
+    A loader's workers would fetch ahead in the others' turns: what they slow down there they would be spared here.
+    """
+    _signal_children("SIGCONT")
+    try:
+        yield
+    finally:
+        _signal_children("SIGSTOP")
+
+
+def _signal_children(name: str) -> None:
+    if hasattr(signal, name):
+        for pid in _family() - {os.getpid()}:
+            with contextlib.suppress(OSError):
+                os.kill(pid, getattr(signal, name))
+
+
+def _family() -> set[int]:
+    """This process and all its living descendants."""
     parents = {}
-    for entry in Path("/proc").iterdir():
+    for entry in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
@@ -156,8 +180,13 @@ def peak_megabytes() -> float:
         children = {pid for pid, parent in parents.items() if parent in family}
         grown = not children <= family
         family |= children
+    return family
+
+
+def peak_megabytes() -> float:
+    """Peak resident memory of this process and its living descendants, each at its own peak."""
     kilobytes = 0
-    for pid in family:
+    for pid in _family():
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -92,6 +95,45 @@ def sleeper(seconds: float, log: str) -> Work:
         return 10 * count
 
     return work
+
+
+RESTLESS = """
+import os, sys, time
+while os.getppid() == int(sys.argv[2]):
+    with open(sys.argv[1], "a") as log:
+        log.write(f"{time.monotonic()}\\n")
+    time.sleep(0.01)
+"""
+
+
+def busy_child(log: str) -> Work:
+    """Has a child that notes the time, again and again, whether it is this contestant's turn or not."""
+    subprocess.Popen([sys.executable, "-c", RESTLESS, log, str(os.getpid())])
+
+    def work(count: int) -> tuple[int, float]:
+        start = time.monotonic()
+        time.sleep(0.4)
+        with Path(log + ".turns").open("a", encoding="utf-8") as file:
+            file.write(f"{start} {time.monotonic()}\n")
+        return 1, 0.4
+
+    return work
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system stops no processes")
+def test_what_a_contestants_children_do_they_do_in_its_turn(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    field = [
+        Contestant("with a child", "test_benchmarks:busy_child", {"log": str(log)}),
+        Contestant("another", "test_benchmarks:sleeper", {"seconds": 0.4, "log": str(tmp_path / "other")}),
+    ]
+    race(field, 3, lambda _: None)
+    first, *turns = [tuple(map(float, line.split())) for line in Path(f"{log}.turns").read_text().splitlines()]
+    noted = [float(line) for line in log.read_text().splitlines()]
+    within = [sum(start <= each <= end for each in noted) for start, end in turns]
+    meanwhile = [each for each in noted if first[1] < each < turns[-1][1]]
+    assert min(within) >= 5
+    assert len(meanwhile) <= sum(within) + 2 * len(turns), "it went on while the other had its turn"
 
 
 def failing() -> Work:
