@@ -159,6 +159,10 @@ def evaluate(size: Size) -> dict[str, Any]:
         arguments = {"method": "one", "precision": precision, "count": size.images, "device": size.device}
         contestants.append(Contestant(precision, "contestants:our_evaluation", arguments))
         pairs[f"{precision} / plain"] = (precision, best.name)
+        if size.device == "cpu":
+            without = Contestant(f"{precision}, not fused", "contestants:our_evaluation", {**arguments, "fused": False})
+            contestants.append(without)
+            pairs[f"{precision} / not fused"] = (precision, without.name)
     arguments = {"students": 3, "count": size.pairs}
     contestants.append(Contestant("diversity, plain", "contestants:plain_diversity", arguments))
     contestants.append(Contestant("diversity", "contestants:our_diversity", {**arguments, "count": 50 * size.pairs}))

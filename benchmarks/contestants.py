@@ -167,10 +167,21 @@ def plain_input(workers: int, count: int = IMAGES) -> Work:
     return lambda number: sum(len(labels) for _, labels in itertools.islice(batches, number))
 
 
-def our_evaluation(method: str, precision: str, count: int = IMAGES, device: str = "cpu") -> Work:
+def _leave_unfused() -> None:
+    """Have no convolution of this process add or apply ReLU."""
+    from distilkit.fusion import rewriting
+
+    rewriting.available = lambda: False
+
+
+def our_evaluation(
+    method: str, precision: str, count: int = IMAGES, device: str = "cpu", *, fused: bool = True
+) -> Work:
     """All members, the ensemble and diversity in one pass over the test images, as a training does it."""
     from distilkit.training.evaluate import evaluate_members
 
+    if not fused:
+        _leave_unfused()
     images = data(count)
     accelerator = make_accelerator("fp32", device)
     learner = learner_of(recipe_of(method), images).to(accelerator.device).to(memory_format=torch.channels_last)
@@ -231,14 +242,14 @@ def plain_diversity(students: int, count: int) -> Work:
 def our_perturbation(count: int, precision: str) -> Work:
     """Points of a perturbation curve of ResNet-32."""
     from distilkit.analysis.perturbation import curve, directions
-    from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
+    from distilkit.data.resident import evaluation_batch, evaluation_batches
 
     classifier, images = _deployed(), data(count)
     (direction,) = directions(classifier, 1, seed=0)
     device = torch.device("cpu")
 
     def work(number: int) -> int:
-        splits = {"test": lambda: evaluation_batches(images.splits["test"], EVALUATION_BATCH, device)}
+        splits = {"test": lambda: evaluation_batches(images.splits["test"], evaluation_batch(device), device)}
         curve(classifier, splits, direction, [float(d) for d in range(number)], precision=precision)
         return number * count
 

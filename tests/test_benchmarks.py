@@ -17,6 +17,7 @@ import torch
 from racing import Contestant, Work, race, ratio, write
 
 from distilkit.analysis.diversity import diversity
+from distilkit.fusion import rewriting
 from distilkit.inference import Inference
 from distilkit.learner import Learner
 from distilkit.training.evaluate import evaluate_members
@@ -234,6 +235,16 @@ def test_some_forms_can_be_measured_alone(
     with pytest.raises(SystemExit):
         bench.main([*words, "--forms", "bf16 streams"])
     assert "no form 'bf16 streams' here; there are fp32, bf16, fp32 grouped, bf16 grouped" in capsys.readouterr().err
+
+
+def test_evaluation_is_measured_without_fusion_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    available = rewriting.available
+    monkeypatch.setattr(rewriting, "available", available)  # What the contestant changes is put back.
+    fused = contestants.our_evaluation("one", "fp32", 20)
+    assert fused(1) == 20
+    assert rewriting.available is available
+    contestants.our_evaluation("one", "fp32", 20, fused=False)
+    assert not rewriting.available()
 
 
 def test_cuda_is_for_the_benchmarks_that_have_a_form_for_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,12 +28,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distilkit.data.base import Split
-from distilkit.data.resident import TrainingImages
+from distilkit.data.resident import EVALUATION_BATCH, TrainingImages
 from distilkit.outputs import GroupOutput
 from distilkit.run import Run
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training.build import build_learner
-from distilkit.training.evaluate import EVALUATION_BATCH, evaluate_members
+from distilkit.training.evaluate import evaluate_members
 from distilkit.training.interrupt import StopRequest, stop_requests
 from distilkit.training.trainer import batch_bounds
 
@@ -185,7 +185,7 @@ class _Accelerator:
 
 
 @settings(max_examples=25, deadline=None)
-@given(images=st.integers(1, 5 * EVALUATION_BATCH), world=st.integers(1, 9), seed=st.integers(0, 2**31))
+@given(images=st.integers(1, 10 * EVALUATION_BATCH["cpu"]), world=st.integers(1, 9), seed=st.integers(0, 2**31))
 def test_evaluation_counts_every_image_once_whatever_the_number_of_processes(
     images: int, world: int, seed: int
 ) -> None:

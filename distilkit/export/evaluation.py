@@ -8,10 +8,12 @@ from torch import Tensor
 
 from distilkit.analysis.metrics import Evaluation, evaluate_logits
 from distilkit.data.datasets import Split
-from distilkit.data.resident import EVALUATION_BATCH
 from distilkit.export.form import Form
 from distilkit.export.opened import fixed_batch, input_array, open_file
 from distilkit.export.runtime import Device
+
+BATCH = 250
+"""Images at a time, for files that leave it open."""
 
 
 def evaluate_file(
@@ -30,8 +32,8 @@ def evaluate_file(
     batch = fixed_batch(opened)
     labels = test.labels if places_M is None else test.labels[places_M]
     parts = []
-    for start in range(0, len(labels), batch or EVALUATION_BATCH):
-        chosen = slice(start, start + (batch or EVALUATION_BATCH))
+    for start in range(0, len(labels), batch or BATCH):
+        chosen = slice(start, start + (batch or BATCH))
         images = test.images[chosen if places_M is None else places_M[chosen]]
         count = len(images)
         if batch is not None and count < batch:

@@ -9,7 +9,7 @@ from torch import Tensor
 from distilkit.analysis.diversity import distances
 from distilkit.analysis.metrics import errors
 from distilkit.data.datasets import Split
-from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
+from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.inference import Inference, Precision
 from distilkit.learner import Learner
 
@@ -35,11 +35,12 @@ def evaluate_members(
     sums = torch.zeros(3, len(names), dtype=torch.float64, device=device)
     distance = torch.zeros((), dtype=torch.float64, device=device)
     weights: dict[str, Tensor] = {}
-    starts = range(0, len(split.labels), EVALUATION_BATCH)
+    batch = evaluation_batch(device)
+    starts = range(0, len(split.labels), batch)
     # A process without a batch of its own looks at the first one, to know which weights there are; it counts nothing.
     counts = float(rank < len(starts))
     share = slice(rank, None, world) if counts else slice(1)
-    for images, labels in evaluation_batches(split, EVALUATION_BATCH, device, share):
+    for images, labels in evaluation_batches(split, batch, device, share):
         outputs = group(images)
         logits = outputs.logits_SBC
         if method.ensemble_name:

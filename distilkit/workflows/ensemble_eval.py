@@ -11,7 +11,7 @@ from torch import Tensor
 from distilkit.analysis.diversity import agreement, diversity
 from distilkit.analysis.metrics import evaluate_logits
 from distilkit.data.datasets import Split
-from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
+from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.errors import UserError
 from distilkit.inference import Inference, Precision
 from distilkit.known_data import DataRecord
@@ -114,7 +114,7 @@ class _Images:
         group, method = Inference(learner.group, self.precision), learner.method
         members, ensembles = [], []
         with suited(self.device):
-            for batch, _ in evaluation_batches(self.split, EVALUATION_BATCH, self.device):
+            for batch, _ in evaluation_batches(self.split, evaluation_batch(self.device), self.device):
                 outputs = group(batch)
                 members.append(outputs.logits_SBC.cpu())
                 if method.ensemble_name:

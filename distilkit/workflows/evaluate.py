@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distilkit.analysis.metrics import evaluate_logits
 from distilkit.data.datasets import Split
-from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
+from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.errors import UserError
 from distilkit.inference import Inference, Precision
 from distilkit.known_data import DataRecord
@@ -72,7 +72,7 @@ def predict(
     answers = Inference(classifier.to(where).eval(), precision)
     outputs, done = [], 0
     with suited(where):
-        for images, _ in evaluation_batches(split, EVALUATION_BATCH, where):
+        for images, _ in evaluation_batches(split, evaluation_batch(where), where):
             outputs.append(answers(images).cpu())
             done += len(images)
             observer.progress("images", done, len(split.labels))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distilkit.analysis.metrics import confusion, evaluate_logits, reliability
 from distilkit.data.datasets import Split
-from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
+from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.errors import UserError, require_plain_file
 from distilkit.inference import Inference
 from distilkit.learner import Learner
@@ -89,7 +89,7 @@ def _logits(learner: Learner, split: Split, where: torch.device, name: str, obse
     # As a training evaluates, so that the figures are the run's own.
     group, method = Inference(learner.group), learner.method
     members, ensembles, done = [], [], 0
-    for images, _ in evaluation_batches(split, EVALUATION_BATCH, where):
+    for images, _ in evaluation_batches(split, evaluation_batch(where), where):
         outputs = group(images)
         members.append(outputs.logits_SBC.cpu())
         ensembles += [method.ensemble(outputs).cpu()] if method.ensemble_name else []

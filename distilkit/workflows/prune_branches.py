@@ -10,7 +10,7 @@ from safetensors.torch import save
 from distilkit import __version__
 from distilkit.analysis.cost import measure
 from distilkit.analysis.learner_cost import learner_cost
-from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
+from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.errors import UserError
 from distilkit.group import Classifier, Group
 from distilkit.known_data import DataRecord
@@ -98,7 +98,7 @@ def _difference(
     index, largest, done = group.members.index(member), 0.0, 0
     where = torch.device("cpu")
     with suited(where):
-        for images, _ in evaluation_batches(split, EVALUATION_BATCH, where):
+        for images, _ in evaluation_batches(split, evaluation_batch(where), where):
             logits = pruned(images)
             largest = max(largest, float((group(images).logits_SBC[index] - logits).abs().max()))
             done += len(images)

@@ -13,7 +13,7 @@ from torch import Tensor
 from distilkit.analysis import corruption, metrics, perturbation, sharpness
 from distilkit.analysis.perturbation import DirectionKind
 from distilkit.data.datasets import Split
-from distilkit.data.resident import EVALUATION_BATCH, evaluation_batches
+from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.errors import UserError
 from distilkit.group import Classifier
 from distilkit.inference import Inference, Precision
@@ -217,7 +217,7 @@ class _Batches:
         self.split, self.device = split, device
 
     def __call__(self) -> Iterable[tuple[Tensor, Tensor]]:
-        return evaluation_batches(self.split, EVALUATION_BATCH, self.device)
+        return evaluation_batches(self.split, evaluation_batch(self.device), self.device)
 
     def images(self) -> Iterator[Tensor]:
         """The images alone, for batch norm's statistics."""
