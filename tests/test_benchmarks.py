@@ -197,7 +197,7 @@ def test_every_benchmark_runs(name: str, tmp_path) -> None:  # type: ignore[no-u
 
 def test_the_forms_of_a_step_on_cuda_are_settings_of_a_recipe() -> None:
     size = bench.on_cuda(bench.FULL)
-    assert (size.device, size.steps) == ("cuda", 240)
+    assert (size.device, size.steps) == ("cuda", 20 * bench.FULL.steps)
     for precision, *settings in size.forms.values():
         recipe = contestants.recipe_of("one", f"train.precision={precision}", *settings)
         assert (recipe.train.precision, recipe.train.cuda_graph) == (precision, bench.GRAPH in settings)
