@@ -47,6 +47,8 @@ PROGRAM: tuple[str, ...] = (sys.executable, "-m", "distilkit")
 """What trains; benchmarks/dry_run.py has its own."""
 CODE = "commit.txt"
 """Beside a cell's runs: which code began and continued them, a line for each slice."""
+MACHINE = "machine.txt"
+"""Beside it: how many threads a training was given and the machine's load, its own threads included, each minute."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,15 @@ def still_to_do(todo: list[Cell], before: Mapping[str, Any], robust: list[str]) 
     return [cell for cell in todo if cell in missing or (cell.row, cell.seed) in needed]
 
 
-def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int) -> list[str]:
+def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int, threads: int | None = None) -> list[str]:
     """Train until everything is done or the minutes are over; returns what failed, as lines.
 
+    `threads`: what each training computes with; None leaves that to the training, or shares the cores among jobs.
     However this ends, by a signal too, every training is first asked to save.
     """
     end = time.monotonic() + 60 * minutes
-    environment = _threads(jobs)
+    environment = _threads(jobs, threads)
+    looked = time.monotonic() - 60
     commit = _commit()
     running: dict[str, tuple[Cell, subprocess.Popen[str]]] = {}
     failed: list[str] = []
@@ -170,6 +174,11 @@ def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int) -> list[s
                 tried.add(cell.folder)
             if not running:
                 break
+            if time.monotonic() - looked >= 60:
+                looked = time.monotonic()
+                for cell, _ in running.values():
+                    with (runs / cell.folder / MACHINE).open("a", encoding="utf-8") as machine:
+                        machine.write(f"{environment.get('OMP_NUM_THREADS', 'auto')} {os.getloadavg()[0]:.2f}\n")
             time.sleep(0.2)
             failed += _reap(running)
     except KeyboardInterrupt:
@@ -182,9 +191,11 @@ def run_slice(todo: list[Cell], runs: Path, minutes: float, jobs: int) -> list[s
     return failed + _reap(running)
 
 
-def _threads(jobs: int) -> dict[str, str]:
+def _threads(jobs: int, threads: int | None = None) -> dict[str, str]:
     """The environment in which several processes share the cores; each with all would wait for the others' threads."""
-    return os.environ | ({"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {})
+    if threads is None and jobs > 1:
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+    return os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
 def _reap(running: dict[str, tuple[Cell, subprocess.Popen[str]]]) -> list[str]:
@@ -282,7 +293,20 @@ def _figures(run: Path) -> dict[str, Any]:
         "device": record["device"],
         "versions": {key: record["versions"][key] for key in ("python", "torch")} | {"distilkit": record["distilkit"]},
         "commit": ", ".join(dict.fromkeys((run.parent / CODE).read_text(encoding="utf-8").split())),
+        **_machine(run.parent / MACHINE),
         "curves": _curves(lines, ensemble),
+    }
+
+
+def _machine(file: Path) -> dict[str, Any]:
+    """A cell's threads, and the load average beside it of a look each minute; nothing where none was kept."""
+    if not file.is_file():
+        return {}
+    looks = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+    loads = [float(load) for _, load in looks]
+    return {
+        "threads": ", ".join(dict.fromkeys(threads for threads, _ in looks)),
+        "load": {"mean": round(sum(loads) / len(loads), 2), "most": max(loads)},
     }
 
 
@@ -444,14 +468,15 @@ def main(arguments: list[str] | None = None) -> int:
             sys.exit(f"{results / options.table}.json is not there: nothing has been run")
         render(before, results)
         return 0
+    changed = (*([f"data.root={options.data}"] if options.data else []), *options.set)
     if options.plan:
-        print("\n".join(plan(_chosen(cells(table, tuple(options.set)), table, options), options.rate)))  # noqa: T201
+        print("\n".join(plan(_chosen(cells(table, changed), table, options), options.rate)))  # noqa: T201
         return 0
     runs = options.runs or Path("runs") / "reproduce" / options.table
-    todo = cells(table, (*([f"data.root={options.data}"] if options.data else []), *options.set))
+    todo = cells(table, changed)
     chosen = _chosen(still_to_do(todo, before, table.get("robustness", {}).get("rows", [])), table, options)
     with _sigterm_like_ctrl_c():
-        failed = run_slice(chosen, runs, options.minutes, options.jobs)
+        failed = run_slice(chosen, runs, options.minutes, options.jobs, table.get("threads"))
         # Where the images lie is this machine's own business.
         typed = f"python benchmarks/reproduce.py {options.table}" + (" --data DATA" if options.data else "")
         typed += "".join(f" --set {shlex.quote(setting)}" for setting in options.set)

@@ -150,12 +150,20 @@ def _begin_middle_end(epochs: Sequence[int]) -> list[int]:
 
 
 def _every_run(results: Mapping[str, Any]) -> list[str]:
+    machine = any("load" in run for seeds in results["rows"].values() for run in seeds.values())
+    columns = ["row", "seed", "leader", "95 %", "ensemble", "best on test", "epochs", "precision"]
+    columns += ["commit", "threads", "load (most)", "minutes"] if machine else []
     lines = [
         "Every run: the leader's error with Wilson's 95 % interval for the test images, and the lowest error of any "
-        "evaluated epoch, chosen on the test set as the papers' code does and so no honest estimate:",
+        "evaluated epoch, chosen on the test set as the papers' code does and so no honest estimate"
+        + (
+            "; and the machine's load average, looked at each minute, with the training's own threads:"
+            if machine
+            else ":"
+        ),
         "",
-        "| row | seed | leader | 95 % | ensemble | best on test | epochs | precision |",
-        "|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
     ]
     for row, seeds in results["rows"].items():
         for seed, run in seeds.items():
@@ -163,6 +171,9 @@ def _every_run(results: Mapping[str, Any]) -> list[str]:
             ensemble = "" if run["ensemble"] is None else f"{run['ensemble']:.2f}"
             cells = [row, seed, f"{run['leader']:.2f}", f"{low:.2f} to {high:.2f}", ensemble]
             cells += [f"{run['best_on_test']:.2f}", str(run["epochs"]), run["precision"]]
+            if machine:
+                load = f"{run['load']['mean']:.1f} ({run['load']['most']:.1f})" if "load" in run else ""
+                cells += [run["commit"], run.get("threads", ""), load, f"{run['minutes']:.0f}"]
             lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 

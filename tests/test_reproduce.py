@@ -113,6 +113,28 @@ def test_nothing_is_written_down_that_was_not_run(tmp_path: Path) -> None:
     assert "nothing can be concluded" in page
 
 
+def test_a_cell_says_with_how_many_threads_and_under_what_load_it_was_trained(tmp_path: Path) -> None:
+    todo = reproduce.cells(reproduce.read_table("tiny"), ())
+    run = pretend_run(tmp_path / "runs", todo[0], 40.0)
+    assert "| load" not in reproduce_tables.markdown(collected(tmp_path))
+    (run.parent / reproduce.MACHINE).write_text("2 1.50\n2 4.50\n")
+    results = collected(tmp_path)
+    assert results["rows"]["baseline"]["0"]["threads"] == "2"
+    assert results["rows"]["baseline"]["0"]["load"] == {"mean": 3.0, "most": 4.5}
+    assert "| abc, def | 2 | 3.0 (4.5) | 1 |" in reproduce_tables.markdown(results)
+
+
+def test_a_table_decides_with_how_many_threads_its_trainings_compute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = "import os, pathlib, sys; pathlib.Path(sys.argv[-1]).write_text(os.environ['OMP_NUM_THREADS'])"
+    monkeypatch.setattr(reproduce, "command", lambda cell, runs: [sys.executable, "-c", show, str(tmp_path / "seen")])
+    todo = reproduce.cells(reproduce.read_table("tiny"), ())[:1]
+    assert reproduce.run_slice(todo, tmp_path / "runs", 1.0, 1, threads=2) == []
+    assert (tmp_path / "seen").read_text() == "2"
+    assert (tmp_path / "runs" / todo[0].folder / reproduce.MACHINE).read_text().startswith("2 ")
+
+
 def test_what_is_recorded_is_not_trained_again_unless_a_student_needs_its_teacher(tmp_path: Path) -> None:
     todo = reproduce.cells(reproduce.read_table("tiny"), ())
     for cell in todo[:2]:
