@@ -1,4 +1,4 @@
-"""Whether this machine and this torch add up in the order in which another did: only then are recorded bits compared."""
+"""Whether this machine and torch add up in the order in which another did; only then are recorded bits compared."""
 
 import hashlib
 
