@@ -45,16 +45,11 @@ class Size:
 FULL = Size(9, 8, 5_000, 400, ("baseline", "one", "okddip", "okddip_networks"), WORKERS)
 QUICK = Size(1, 2, 500, 50, ("baseline", "one"), (0, 2))
 GRAPH, COMPILE = "train.cuda_graph=true", "train.compile=true"
-GROUPED, STREAMS = "train.branches=grouped", "train.branches=streams"
-BRANCHED = ("one", "okddip")  # the methods whose students are branches
 FORMS = {
     "fp32": ("fp32",),
     "bf16": ("bf16",),
     "bf16 graph": ("bf16", GRAPH),
-    "bf16 graph grouped": ("bf16", GRAPH, GROUPED),
-    "bf16 graph streams": ("bf16", GRAPH, STREAMS),
     "bf16 compiled": ("bf16", COMPILE),
-    "bf16 compiled graph grouped": ("bf16", COMPILE, GRAPH, GROUPED),
     "bf16 compiled graph": ("bf16", COMPILE, GRAPH),
 }
 
@@ -64,14 +59,6 @@ COMPILED = {
     "bf16": ("bf16",),
     "fp32 compiled": ("fp32", COMPILE),
     "bf16 compiled": ("bf16", COMPILE),
-}
-
-
-BY_GROUPS = {
-    "fp32": ("fp32",),
-    "bf16": ("bf16",),
-    "fp32 grouped": ("fp32", GROUPED),
-    "bf16 grouped": ("bf16", GROUPED),
 }
 
 
@@ -117,19 +104,12 @@ def train_step(size: Size) -> dict[str, Any]:
         plains[method] = fastest(of, size)
         contestants.append(plains[method])
         for form, (precision, *overrides) in size.forms.items():
-            # What the form is with branches one by one, which is all that networks have.
-            plainly = tuple(each for each in (precision, *overrides) if each not in (GROUPED, STREAMS))
-            beside = next((other for other, settings in size.forms.items() if settings == plainly), None)
-            if plainly != (precision, *overrides) and method not in BRANCHED:
-                continue
             name = f"{method} {form}"
             arguments = {"method": method, "precision": precision, "overrides": overrides, "device": size.device}
             contestants.append(Contestant(name, "contestants:our_training", arguments, {}, size.steps))
             pairs[f"{name} / plain"] = (name, plains[method].name)
-            if beside and form != beside:
-                pairs[f"{name} / one by one"] = (name, f"{method} {beside}")
-            if beside and method != "baseline" and "baseline" in size.methods:
-                pairs[f"cost of {name} / network"] = (f"baseline {beside}", name)
+            if method != "baseline" and "baseline" in size.methods:
+                pairs[f"cost of {name} / network"] = (f"baseline {form}", name)
     return figures(race(contestants, size.rounds, tell), pairs)
 
 
@@ -159,10 +139,6 @@ def evaluate(size: Size) -> dict[str, Any]:
         arguments = {"method": "one", "precision": precision, "count": size.images, "device": size.device}
         contestants.append(Contestant(precision, "contestants:our_evaluation", arguments))
         pairs[f"{precision} / plain"] = (precision, best.name)
-        if size.device == "cpu":
-            without = Contestant(f"{precision}, not fused", "contestants:our_evaluation", {**arguments, "fused": False})
-            contestants.append(without)
-            pairs[f"{precision} / not fused"] = (precision, without.name)
     arguments = {"students": 3, "count": size.pairs}
     contestants.append(Contestant("diversity, plain", "contestants:plain_diversity", arguments))
     contestants.append(Contestant("diversity", "contestants:our_diversity", {**arguments, "count": 50 * size.pairs}))
@@ -231,8 +207,7 @@ def growth(size: Size) -> dict[str, Any]:
     precision, *settings = list(size.forms.values())[-1] if size.device == "cuda" else ("fp32",)
 
     def training(name: str, method: str, steps: int, *overrides: str, **arguments: Any) -> Contestant:
-        fitting = [each for each in settings if method in BRANCHED or each not in (GROUPED, STREAMS)]
-        always = {"method": method, "precision": precision, "overrides": [*fitting, *overrides], "device": size.device}
+        always = {"method": method, "precision": precision, "overrides": [*settings, *overrides], "device": size.device}
         return Contestant(name, "contestants:our_training", {**always, **arguments}, {}, steps)
 
     def compare(*contestants: Contestant, as_cost: bool = False) -> None:
@@ -281,9 +256,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--compiled", action="store_true", help="train_step on a CPU also with train.compile: minutes more"
     )
-    parser.add_argument(
-        "--grouped", action="store_true", help="train_step on a CPU also with branches as grouped convolutions"
-    )
     parser.add_argument("--forms", help="of train_step, comma-separated: some of those that it would have")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of train_step, evaluate and growth")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where the JSON goes")
@@ -298,8 +270,8 @@ def main(arguments: list[str] | None = None) -> int:
         size = replace(size, methods=tuple(options.methods.split(",")))
         if wrong := set(size.methods) - set(FULL.methods):
             parser.error(f"there is no method {', '.join(sorted(wrong))}; there are {', '.join(FULL.methods)}")
-    if options.compiled or options.grouped:
-        size = replace(size, forms={**(COMPILED if options.compiled else {}), **(BY_GROUPS if options.grouped else {})})
+    if options.compiled:
+        size = replace(size, forms=COMPILED)
     size = on_cuda(size) if options.device == "cuda" else size
     if options.forms:
         named = options.forms.split(",")
@@ -312,8 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
         around = machine(options.device)
         found = BENCHMARKS[name](size)
         if folder is not None:
-            forms = ("_compiled" if options.compiled else "") + ("_grouped" if options.grouped else "")
-            named = name + ("_cuda" if options.device == "cuda" else forms)
+            named = name + ("_cuda" if options.device == "cuda" else "_compiled" if options.compiled else "")
             tell(f"written: {write(named, command, found, around, folder)}")
     return 0
 

@@ -167,21 +167,10 @@ def plain_input(workers: int, count: int = IMAGES) -> Work:
     return lambda number: sum(len(labels) for _, labels in itertools.islice(batches, number))
 
 
-def _leave_unfused() -> None:
-    """Have no convolution of this process add or apply ReLU."""
-    from distilkit.fusion import rewriting
-
-    rewriting.available = lambda: False
-
-
-def our_evaluation(
-    method: str, precision: str, count: int = IMAGES, device: str = "cpu", *, fused: bool = True
-) -> Work:
+def our_evaluation(method: str, precision: str, count: int = IMAGES, device: str = "cpu") -> Work:
     """All members, the ensemble and diversity in one pass over the test images, as a training does it."""
     from distilkit.training.evaluate import evaluate_members
 
-    if not fused:
-        _leave_unfused()
     images = data(count)
     accelerator = make_accelerator("fp32", device)
     learner = learner_of(recipe_of(method), images).to(accelerator.device).to(memory_format=torch.channels_last)

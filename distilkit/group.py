@@ -154,13 +154,8 @@ class BranchGroup(Group):
     place: without copies the second branch would get what the first has made of it. `split_at`: the first module of
     the branches.
 
-    `together`: what computes all branches in training mode, from the group and the trunk's tensor; None computes one
-    after another, as evaluation mode always does. It is no part of the group's state.
-
     Keys of its `state_dict()`: "trunk.<backbone's name>" and "branches.<member>.<backbone's name>".
     """
-
-    together: "Callable[[BranchGroup, Tensor], BranchResults] | None"
 
     def __init__(
         self,
@@ -178,7 +173,6 @@ class BranchGroup(Group):
         self.trunk = trunk
         self.branches = nn.ModuleDict(branches)
         self.separate = separate
-        self.together = None
 
     def forward(self, images: Tensor) -> GroupOutput:
         """Normalise once, compute the trunk once, then every branch."""
@@ -188,8 +182,6 @@ class BranchGroup(Group):
 
     def from_trunk(self, trunk: Tensor) -> BranchResults:
         """Compute every branch from the trunk's tensor."""
-        if self.training and self.together is not None:
-            return self.together(self, trunk)
         results = [self.branch(name, trunk) for name in self.members]
         return torch.stack([logits for logits, _ in results]), [features for _, features in results]
 

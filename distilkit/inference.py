@@ -1,13 +1,11 @@
-"""The fast form of a network that only answers: batch norm, sums and ReLU done by the convolutions before them.
+"""The fast form of a network for inference: batch norm folded into the convolutions before it.
 
 In evaluation mode batch norm is a fixed scale and shift of every channel, which the convolution before it can do
-itself: W' = W gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) + beta. On CPUs a convolution also adds
-the shortcut and applies ReLU before it writes its result (see `fusion`).
+itself: W' = W gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) + beta.
 """
 
 import contextlib
 import copy
-import functools
 from typing import Any, Literal
 
 import torch
@@ -16,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from distilkit.errors import SettingError
-from distilkit.fusion import rewriting
 from distilkit.group import Classifier
 from distilkit.outputs import GroupOutput
-from distilkit.split import Part, Steps, steps
+from distilkit.split import Layers, Part, layers
 
 Precision = Literal["fp32", "bf16"]
 
@@ -37,11 +34,10 @@ class Inference:
         self._precision = precision
         self._source = network
         self._twin = copy.deepcopy(network).eval().requires_grad_(False)
-        self._fused: list[tuple[nn.Module, rewriting.Fused]] = []
         self._folds: list[tuple[nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.Conv2d]] = []
         shared = _shared(network)
         for prefix, found in _pieces(network):
-            for convolution, norm in rewriting.folds(found):
+            for convolution, norm in found.folds:
                 conv_path, norm_path = prefix + convolution, prefix + norm
                 source = network.get_submodule(conv_path)
                 batch_norm = network.get_submodule(norm_path)
@@ -59,7 +55,6 @@ class Inference:
                 head = self._twin.get_submodule(prefix + found.head)
                 assert isinstance(head, nn.Linear)
                 _replace(self._twin, prefix + found.head, _WideLinear(head))
-            self._fuse(prefix, found)
         self._folded = {id(twin) for *_, twin in self._folds}
         self._fold()
 
@@ -74,22 +69,6 @@ class Inference:
             return _wide(self._twin(images))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             return _wide(self._twin(images))
-
-    def _fuse(self, prefix: str, found: Steps) -> None:
-        piece = self._twin.get_submodule(prefix.removesuffix("."))
-        on_cpu = all(parameter.device.type == "cpu" for parameter in piece.parameters())
-        if not on_cpu:
-            return
-        plain = piece._forward_in_evaluation if isinstance(piece, Part) else type(piece).forward
-        forward = rewriting.fused(piece, found, plain)
-        if forward is None:
-            return
-        self._fused.append((piece, forward))
-        # It looks its modules up on what it is called with.
-        if isinstance(piece, Part):
-            piece._forward_in_evaluation = forward
-        else:
-            piece.forward = functools.partial(forward, piece)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -118,8 +97,6 @@ class Inference:
             twin.weight.copy_(weight)
             assert twin.bias is not None
             twin.bias.copy_(bias)
-        for piece, forward in self._fused:
-            forward.weigh(piece)
 
 
 class _WideLinear(nn.Module):
@@ -134,17 +111,17 @@ class _WideLinear(nn.Module):
             return F.linear(features.float(), self.weight, self.bias)
 
 
-def _pieces(network: nn.Module) -> list[tuple[str, Steps]]:
-    """The network's pieces in steps, each with the prefix of its path."""
+def _pieces(network: nn.Module) -> list[tuple[str, Layers]]:
+    """The network's pieces, each with the prefix of its path."""
     found = []
     for path, module in network.named_modules():
         prefix = f"{path}." if path else ""
         if isinstance(module, Part):
-            found.append((prefix, module.steps))
+            found.append((prefix, Layers(module.folds, module.head_path)))
         elif isinstance(module, Classifier):
-            # A network that cannot be traced answers as it stands.
+            # A network that cannot be traced is computed as it stands.
             with contextlib.suppress(SettingError):
-                found.append((f"{prefix}backbone.", steps(module.backbone)))
+                found.append((f"{prefix}backbone.", layers(module.backbone)))
     return found
 
 

@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from distilkit import recipe as recipes
 from distilkit.data.storage import machine_memory
 from distilkit.errors import UserError, require_plain_file
 from distilkit.group import Classifier, Normalize
@@ -32,6 +31,7 @@ from distilkit.learner import Learner
 from distilkit.models import own, registry
 from distilkit.observer import Observer
 from distilkit.recipe import ModelSection, Recipe
+from distilkit.runs import upgrade
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import files, log
 from distilkit.training.build import build_learner
@@ -40,6 +40,8 @@ from distilkit.training.trainer import CHECKPOINTS, METRICS
 from distilkit.writing import refuse_links, write_json, write_text
 
 FORMAT = files.FORMAT
+CONFIG_FORMAT = 1
+"""Of a pruned model's config.json."""
 RECORD = files.RECORD
 RECIPE = files.RECIPE
 CONFIG = "config.json"
@@ -143,10 +145,10 @@ class Model:
 
 
 class Run:
-    """A training's folder. `record` is run.json."""
+    """A training's folder. `record` is run.json; `notes`: what its recipe says that this version no longer does."""
 
-    def __init__(self, path: Path, recipe: Recipe, record: dict[str, Any]) -> None:
-        self.path, self.recipe, self.record = path, recipe, record
+    def __init__(self, path: Path, recipe: Recipe, record: dict[str, Any], notes: tuple[str, ...] = ()) -> None:
+        self.path, self.recipe, self.record, self.notes = path, recipe, record, notes
 
     @classmethod
     def create(cls, recipe: Recipe, runs: Path, record: dict[str, Any]) -> Self:
@@ -180,9 +182,9 @@ class Run:
     def open(cls, path: Path) -> Self:
         """Raises `UserError` when there is no run at `path`, or it is damaged or of a newer format."""
         record = _read_json(path / RECORD, "a run")
-        if record.get("format") != FORMAT:
+        if record.get("format") not in files.READABLE:
             raise UserError(
-                f"{path / RECORD} has format {record.get('format')!r}; this distilkit reads {FORMAT}",
+                f"{path / RECORD} has format {record.get('format')!r}; this distilkit reads up to {FORMAT}",
                 "update distilkit to read it",
             )
         missing = [key for key in REQUIRED if key not in record]
@@ -194,7 +196,8 @@ class Run:
             _Record.model_validate(record)
         except ValidationError as error:
             raise UserError(f"{path / RECORD} is damaged: {_brief(error)}", RETRAIN) from error
-        return cls(path, recipes.load(path / RECIPE), record)
+        recipe, notes = upgrade.load(path / RECIPE)
+        return cls(path, recipe, record, tuple(notes))
 
     @classmethod
     def newest(cls, runs: Path) -> Self:
@@ -334,9 +337,9 @@ class PrunedModel:
     def open(cls, path: Path) -> Self:
         """Raises `UserError` when the folder is damaged or of a newer format."""
         config = _read_json(path / CONFIG, "a pruned model")
-        if config.get("format") != FORMAT:
+        if config.get("format") != CONFIG_FORMAT:
             raise UserError(
-                f"{path / CONFIG} has format {config.get('format')!r}; this distilkit reads {FORMAT}",
+                f"{path / CONFIG} has format {config.get('format')!r}; this distilkit reads {CONFIG_FORMAT}",
                 "update distilkit to read it",
             )
         return cls(path, config)

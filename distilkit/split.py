@@ -1,7 +1,7 @@
 """Cuts any backbone into trunk and branch, each with its parameters under the backbone's own names.
 
 `torch.fx` traces the backbone to a graph of calls; cutting at a module divides that graph. What this program knows of
-fx is in this file, in `fusion` and in `grouped`. Graphs are never saved: weights under their original names are.
+fx is in this file. Graphs are never saved: weights under their original names are.
 
 A backbone is traced twice, in training and in evaluation mode, because tracing freezes whatever its `forward` reads
 from `self.training` (dropout as a function, stochastic depth, heads used in training only).
@@ -9,6 +9,7 @@ from `self.training` (dropout as a function, stochastic depth, heads used in tra
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ class Part(nn.Module):
 
     `head_path`: that of that last linear layer, in a branch or a whole; None in a trunk.
 
-    `steps`: see there. Made by `cut` and `whole`. It can be copied, moved, exported and compiled, but not pickled.
+    `folds`: see `Layers`. Made by `cut` and `whole`. It can be copied, moved, exported and compiled, but not pickled.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Part(nn.Module):
         # A generated forward looks its modules up on the `self` that it is given, so it serves every copy of this part.
         self._forward_in_training = generated(self, graphs[True])
         self._forward_in_evaluation = generated(self, graphs[False])
-        self.steps = Steps(graphs, head_path)
+        self.folds = _folds(graphs[False])
 
     def forward(self, x: Tensor) -> Any:
         """Compute the trunk's tensor, or the branch's `(logits [B, C], features [B, D])`."""
@@ -79,26 +80,36 @@ class Part(nn.Module):
             here.register_buffer(name, value, persistent=path in source.state)
 
 
-@dataclass(frozen=True, eq=False)
-class Steps:
-    """What tracing tells of how a network computes, for whoever computes the same in another way.
+class Layers(NamedTuple):
+    """What inference wants to know of an uncut network.
 
-    `graphs`: by mode (True: training), the calls of the network's modules by their paths; to be read, not changed.
-    `head`: the last linear layer, None in a trunk.
+    `folds`: pairs of modules, a convolution's place and a batch norm's, of which the second alone reads the first in
+    evaluation mode; what they are has still to be looked at. `head`: the path of the last linear layer.
     """
 
-    graphs: Mapping[bool, fx.Graph]
+    folds: tuple[tuple[str, str], ...]
     head: str | None
 
-    def __deepcopy__(self, memo: Any) -> "Steps":
-        """Stay what it is: a copy of a network computes in the same steps."""
-        return self
 
-
-def steps(backbone: nn.Module) -> Steps:
+def layers(backbone: nn.Module) -> Layers:
     """Read an uncut `backbone`, which gives logits. Raises `SettingError` on "model.architecture" like `cut`."""
     traced = _trace(backbone)
-    return Steps({mode: _graph(trace.nodes, trace.logits) for mode, trace in traced.traces.items()}, traced.head)
+    trace = traced.traces[False]
+    return Layers(_folds(_graph(trace.nodes, trace.logits)), traced.head)
+
+
+def _folds(graph: fx.Graph) -> tuple[tuple[str, str], ...]:
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    times = Counter(str(node.target) for node in calls)
+    found = []
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        pair = (str(before.target), str(node.target))
+        if all(times[path] == 1 for path in pair):
+            found.append(pair)
+    return tuple(found)
 
 
 def cut(backbone: nn.Module, split_at: str) -> tuple[Part, Part]:

@@ -17,7 +17,6 @@ import torch
 from racing import Contestant, Work, race, ratio, write
 
 from distilkit.analysis.diversity import diversity
-from distilkit.fusion import rewriting
 from distilkit.inference import Inference
 from distilkit.learner import Learner
 from distilkit.training.evaluate import evaluate_members
@@ -201,22 +200,6 @@ def test_the_forms_of_a_step_on_cuda_are_settings_of_a_recipe() -> None:
     for precision, *settings in size.forms.values():
         recipe = contestants.recipe_of("one", f"train.precision={precision}", *settings)
         assert (recipe.train.precision, recipe.train.cuda_graph) == (precision, bench.GRAPH in settings)
-        named = [each.partition("=")[2] for each in settings if each.startswith("train.branches=")]
-        assert [recipe.train.branches] == (named or ["one-by-one"])
-
-
-def test_forms_of_branches_are_measured_beside_the_same_form_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the methods that have branches; and no network is asked for them."""
-    found: dict[str, tuple[str, str]] = {}
-    raced: list[str] = []
-    monkeypatch.setattr(bench, "fastest", lambda of, size: of(0))
-    monkeypatch.setattr(bench, "race", lambda contestants, *_: raced.extend(each.name for each in contestants))
-    monkeypatch.setattr(bench, "figures", lambda times, pairs: found.update(pairs) or {})
-    bench.train_step(bench.on_cuda(bench.FULL))
-    assert found["one bf16 graph grouped / one by one"] == ("one bf16 graph grouped", "one bf16 graph")
-    assert found["cost of okddip bf16 graph streams / network"] == ("baseline bf16 graph", "okddip bf16 graph streams")
-    assert {name for pair in found.values() for name in pair} == set(raced)
-    assert not [name for name in raced if name.startswith(("baseline", "okddip_networks")) and "grouped" in name]
     assert next(reversed(bench.FORMS)) == "bf16 compiled graph", "what growth is measured in"
 
 
@@ -227,24 +210,17 @@ def test_some_forms_can_be_measured_alone(
     monkeypatch.setattr(bench, "fastest", lambda of, size: of(0))
     monkeypatch.setattr(bench, "race", lambda contestants, *_: raced.extend(each.name for each in contestants))
     monkeypatch.setattr(bench, "figures", lambda times, pairs: {"ratios": pairs})
-    words = ["--quick", "--grouped", "--methods", "one", "--results", str(tmp_path), "train_step"]
-    assert bench.main([*words, "--forms", "bf16 grouped,bf16"]) == 0
-    assert raced == ["plain one, 0 workers", "one bf16", "one bf16 grouped"]
-    ratios = json.loads((tmp_path / "train_step_grouped.json").read_text())["ratios"]
-    assert ratios["one bf16 grouped / one by one"] == ["one bf16 grouped", "one bf16"]
+    words = ["--quick", "--compiled", "--methods", "baseline,one", "--results", str(tmp_path), "train_step"]
+    assert bench.main([*words, "--forms", "bf16 compiled,bf16"]) == 0
+    assert raced == [
+        *("plain baseline, 0 workers", "baseline bf16", "baseline bf16 compiled"),
+        *("plain one, 0 workers", "one bf16", "one bf16 compiled"),
+    ]
+    ratios = json.loads((tmp_path / "train_step_compiled.json").read_text())["ratios"]
+    assert ratios["cost of one bf16 compiled / network"] == ["baseline bf16 compiled", "one bf16 compiled"]
     with pytest.raises(SystemExit):
         bench.main([*words, "--forms", "bf16 streams"])
-    assert "no form 'bf16 streams' here; there are fp32, bf16, fp32 grouped, bf16 grouped" in capsys.readouterr().err
-
-
-def test_evaluation_is_measured_without_fusion_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    available = rewriting.available
-    monkeypatch.setattr(rewriting, "available", available)  # What the contestant changes is put back.
-    fused = contestants.our_evaluation("one", "fp32", 20)
-    assert fused(1) == 20
-    assert rewriting.available is available
-    contestants.our_evaluation("one", "fp32", 20, fused=False)
-    assert not rewriting.available()
+    assert "no form 'bf16 streams' here; there are fp32, bf16, fp32 compiled, bf16 compiled" in capsys.readouterr().err
 
 
 def test_cuda_is_for_the_benchmarks_that_have_a_form_for_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ from played_back import PlayedBack
 from torch import Tensor
 
 from distilkit.errors import SettingError, UserError
-from distilkit.fusion import rewriting
 from distilkit.observer import Observer
 from distilkit.recipe import load
 from distilkit.training import captured, compiled
@@ -41,8 +40,6 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[PlayedBack]:
 
     monkeypatch.setattr(updates, "CudaGraph", graph)
     monkeypatch.setattr(trainers, "check_graph", lambda *_: None)
-    # Fused convolutions, in a teacher, are for CPUs, and look at tensors.
-    monkeypatch.setattr(rewriting, "available", lambda: False)
     return made
 
 

@@ -283,15 +283,6 @@ def test_students_of_different_architectures_train_in_two_processes_as_in_one(ha
     assert largest_difference(only(alone / "runs"), only(together / "runs")) < 1e-12
 
 
-def test_branches_computed_together_train_in_two_processes_as_one_by_one_in_one(
-    harness: Harness, one_process: Path, tmp_path: Path
-) -> None:
-    words = training(tmp_path, *NO_BATCH_NORM, "train.branches=grouped")
-    ends = harness.run_ranks(2, *words, doubles=True)
-    assert [end.status for end in ends] == [0, 0], ends
-    assert_close_runs(one_process, only(tmp_path / "runs"), 1e-12)
-
-
 # Going on with another number of processes
 
 

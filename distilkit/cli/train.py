@@ -88,12 +88,17 @@ def train(
     from distilkit.models.own import code_trusted
     from distilkit.recipe import load
     from distilkit.run import find_run
+    from distilkit.runs import upgrade
     from distilkit.training.processes import is_main
     from distilkit.workflows import train as workflow
     from distilkit.workflows.together import train_together
 
     observer = console.TerminalObserver() if is_main() else Observer()
-    loaded = None if recipe is None else load(recipe, overrides or [])
+    loaded = None
+    if recipe is not None:
+        # A run's own recipe may be of an earlier version.
+        own = upgrade.is_of_a_run(Path(recipe))
+        loaded = upgrade.load(Path(recipe), overrides or [])[0] if own else load(recipe, overrides or [])
     if dry_run and loaded is not None:
         with code_trusted(trust_code):
             document = workflow.dry_run(loaded, runs)

@@ -6,7 +6,7 @@ model, so that a fault in one section hides none in another; what no section can
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,12 @@ __all__ = [
 ]
 
 
-def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def load(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    upgrade: Callable[[dict[str, Any]], None] | None = None,
+) -> Recipe:
     """Read, complete and check a recipe.
 
     `source`: a file, or the name of a built-in recipe with or without ".toml"; a file goes first. Or the recipe
@@ -81,6 +86,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     table. Where a layer names another method, optimizer or schedule, the keys of the old one that the new one does
     not know are dropped. The other file's `name` is not taken over: an extended recipe is another recipe.
 
+    `upgrade` changes the tables of `source` in place before they are checked: how runs of earlier versions are read.
+
     Raises `UserError` with all faults, each with its place, if anything is wrong.
     """
     recipes = builtin()
@@ -90,6 +97,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         path = find(source, recipes)
         files, stem = read_chain(path, recipes), path.stem
     file = files[0]
+    if upgrade is not None:
+        upgrade(file.tree)
     faults: list[Fault] = []
     top = overlay(overrides, faults)
     tree: dict[str, Any] = {}

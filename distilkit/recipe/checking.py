@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from distilkit.errors import SettingError, UserError, did_you_mean, nearest
 from distilkit.recipe.findings import Findings
+from distilkit.recipe.removed import REMOVED
 from distilkit.recipe.sections import DEFAULT_NAMES, SECTIONS, known_keys, variants
 from distilkit.recipe.toml_lines import Key, NotToml, dotted, parse
 from distilkit.recipe.wording import allowed_words, describe, shown
@@ -57,6 +58,9 @@ def _try(model: type[BaseModel], table: dict[str, Any]) -> tuple[BaseModel | Non
 
 
 def _unknown(found: Findings, section: str, key: str, model: type[BaseModel], name: object) -> None:
+    if removed := REMOVED.get((section, key)):
+        found.fault((section, key), f"{section}.{key} was removed in this version", removed.remedy)
+        return
     varies = section in DEFAULT_NAMES
     known = [field for field in model.model_fields if not (varies and field == "name")]
     owners = [other for other, rival in variants(section).items() if key in rival.model_fields] if varies else []

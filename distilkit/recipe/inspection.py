@@ -60,7 +60,6 @@ def checked(found: Findings, default_name: str) -> Recipe | None:
     _nesterov(found)
     _spared(found)
     _epochs(found)
-    _branches(found)
     if isinstance(method, MethodOptions):
         _method_on_group(found, method)
         if method.needs_teacher and "teacher" not in found.tree:
@@ -405,15 +404,6 @@ def _nesterov(found: Findings) -> None:
         named = "momentum" if ("optimizer", "momentum") in found.places else "nesterov"
         problem = "optimizer.nesterov = true needs optimizer.momentum above 0"
         found.fault(("optimizer", named), problem, found.correction(("optimizer", "nesterov"), False))
-
-
-def _branches(found: Findings) -> None:
-    key, kind = ("train", "branches"), found.good.get(("group", "kind"))
-    form = found.good.get(key, "one-by-one")
-    if form == "one-by-one" or kind != "networks":
-        return
-    problem = f'train.branches = {shown(form)} is for group.kind = "branches": whole networks share nothing'
-    found.fault(key, problem, "leave branches out")
 
 
 def _spared(found: Findings) -> None:

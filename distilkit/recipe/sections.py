@@ -190,12 +190,6 @@ class TrainSection(_Section):
     cuda_graph: bool = Field(
         False, description="Record a step once and replay it as one launch; only on CUDA, in one process."
     )
-    branches: Literal["one-by-one", "grouped", "streams"] = Field(
-        "one-by-one",
-        description="How the branches of a group are computed in training: one after another; `grouped` in one "
-        "convolution where each would have its own; `streams` at the same time, only on CUDA, in one process. The same "
-        "figures but for rounding and what dropout draws.",
-    )
     deterministic: bool = Field(
         False,
         description="On CUDA too, the same seed gives the same bits; slower. On a CPU it does so with the same number "

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
+"""Of the run folders that this version writes; since 2 their recipes may be of another version than their reader's."""
+READABLE = (1, FORMAT)
 RECORD = "run.json"
 RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"

@@ -29,8 +29,8 @@ from distilkit.models.pooling import keep_layout
 from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
 from distilkit.recipe import DataSection, Recipe, SnapshotSection, resolve_epochs
-from distilkit.training import branches, files, log, schedule
 from distilkit.training import checkpoint as checkpoints
+from distilkit.training import files, log, schedule
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.interrupt import Interrupted, StopRequest, stop_requests
 from distilkit.training.processes import deterministic, lost_ones_named
@@ -89,7 +89,6 @@ def check_settings(recipe: Recipe, images: int, device: torch.device, processes:
         )
     if settings.cuda_graph:
         check_graph(recipe, device, processes)
-    branches.check_device(recipe, device, processes)
     needed = 2 if recipe.model.norm == "batch" else 1
     bounds = batch_bounds(images, settings.batch_size, processes)
     if min(settings.batch_size, images) // (processes * settings.accumulation) < needed:
@@ -130,7 +129,6 @@ class Trainer:
         self.learner = learner.to(device).to(memory_format=torch.channels_last)
         keep_layout(self.learner)
         self.average = _moving_average(self.learner, settings.ema) if settings.ema else None
-        branches.arrange(recipe, self.learner.group, device)
         source = training_source(
             data.splits["train"], recipe.data.storage, augment=recipe.data.augment, seed=seed, device=device
         )

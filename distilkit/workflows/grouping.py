@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from distilkit.errors import UserError
-from distilkit.recipe import Recipe, load
+from distilkit.recipe import Recipe
 from distilkit.run import RECIPE, Run
+from distilkit.runs import upgrade
 from distilkit.training import files
 
 APART = frozenset(
@@ -120,7 +121,7 @@ def _teacher(folder: str, depth: int) -> Any:
     # A pruned model lies in the folder of its run.
     path = path.parent if path.name == "pruned" else path
     try:
-        recipe = load(path / RECIPE) if depth < _DEEPEST and (path / RECIPE).is_file() else None
+        recipe = upgrade.load(path / RECIPE)[0] if depth < _DEEPEST and (path / RECIPE).is_file() else None
     except UserError:
         recipe = None
     if recipe is None:

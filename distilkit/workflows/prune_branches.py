@@ -16,7 +16,7 @@ from distilkit.group import Classifier, Group
 from distilkit.known_data import DataRecord
 from distilkit.models import own
 from distilkit.observer import Observer
-from distilkit.run import CONFIG, FORMAT, MODEL, RECORD, find_run, stock_classifier
+from distilkit.run import CONFIG, CONFIG_FORMAT, MODEL, RECORD, find_run, stock_classifier
 from distilkit.training.threads import suited
 from distilkit.workflows.cards import refresh
 from distilkit.writing import appearing, inside, writable, write_json
@@ -54,7 +54,7 @@ def prune_branches(
     contents = save({key: tensor.contiguous() for key, tensor in state.items()})
     figures = run.record.get("final", {}).get("errors", {}).get(name, {})
     config = {
-        "format": FORMAT,
+        "format": CONFIG_FORMAT,
         "distilkit": __version__,
         "architecture": network.architecture,
         "norm": network.norm,

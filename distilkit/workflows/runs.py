@@ -247,8 +247,8 @@ def _record(path: Path) -> tuple[dict[str, Any], str | None]:
         return {}, f"its {files.RECORD} is damaged"
     if record.get("state") == DELETED:
         return record, "its deletion was cut short"
-    if record.get("format") != files.FORMAT:
-        return record, f"it has format {record.get('format')!r}; this distilkit reads {files.FORMAT}"
+    if record.get("format") not in files.READABLE:
+        return record, f"it has format {record.get('format')!r}; this distilkit reads up to {files.FORMAT}"
     missing = [key for key in files.REQUIRED if key not in record]
     if record.get("state") == "done" and "final" not in record:
         missing.append("final")

@@ -27,8 +27,8 @@ from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.run import Run, written_by_us_alone
-from distilkit.training import branches, compiled
 from distilkit.training import checkpoint as checkpoints
+from distilkit.training import compiled
 from distilkit.training import precision as precisions
 from distilkit.training import threads as thread_counts
 from distilkit.training.build import build_learner, placed
@@ -55,8 +55,6 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     spec = _spec(recipe)
     learner = build_learner(recipe, spec)
     recipe = _with_split(recipe, learner)
-    with placed(recipe):
-        branches.check(recipe, learner.group, spec)
     pretrained = _start(recipe, learner, Observer())
     note = None
     try:
@@ -115,8 +113,6 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
         recipe = resolve_teacher(recipe, runs)
     learner = build_learner(recipe, spec)
     recipe = _with_split(recipe, learner)
-    with placed(recipe):
-        branches.check(recipe, learner.group, spec)
     pretrained = _start(recipe, learner, observer if here.is_main_process else Observer())
     with placed(recipe):
         teacher = _teacher(recipe, spec)
@@ -247,6 +243,8 @@ def _continue(
     run: Run, recipe: Recipe | None, accept_changes: bool, here: PartialState, device: str, observer: Observer
 ) -> dict[str, Any]:
     path, saved = run.path, run.newest_whole_checkpoint(observer)
+    for note in run.notes:
+        observer.note(f"warning: in the recipe of {path}: {note}")
     changes = [] if recipe is None else run.recipe.differences(recipe)
     # Who watches a training changes nothing of it.
     trained = [change for change in changes if not change.startswith("tracking.")]
@@ -280,8 +278,6 @@ def _continue(
         precisions.check(run.recipe.train.precision, here.device)
     learner = build_learner(run.recipe, run.data.spec())
     run.recipe = _with_split(run.recipe, learner)
-    with placed(run.recipe):
-        branches.check(run.recipe, learner.group, run.data.spec())
     if saved is None:
         pretrained = _start(run.recipe, learner, observer if here.is_main_process else Observer())
         if pretrained != run.record.get("pretrained"):

@@ -1,1 +1,0 @@
-"""How a network computes in evaluation mode, in fewer passes over memory."""

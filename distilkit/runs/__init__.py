@@ -1,0 +1,1 @@
+"""Run folders: what they hold, and how those of earlier versions are read."""
