@@ -47,6 +47,7 @@ def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         for name in ("COMP_WORDS", "COMP_CWORD", "_TYPER_COMPLETE_ARGS", "_TYPER_COMPLETE_FISH_ACTION"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("_DISTILKIT_COMPLETE", f"complete_{shell}")
+        monkeypatch.setenv("COLUMNS", "80")  # completing sets it; here it is to be as it was
         if shell == "bash":
             monkeypatch.setenv("COMP_WORDS", "\n".join(words))
             monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
