@@ -158,18 +158,11 @@ def terminal(request: pytest.FixtureRequest, strangers: Path) -> Iterator[Termin
 def test_pressing_tab_and_then_enter_runs_nothing_that_a_name_or_a_run_says(
     terminal: Terminal, strangers: Path
 ) -> None:
-    lines = [
-        "evaluate ",
-        "evaluate runs/",
-        "train x",
-        "evaluate runs/one-a --member ",
-        "export runs/one-a --mode member:",
-    ]
-    lines += ["evaluate runs/u", "train u", "evaluate runs/one-a --member u", "evaluate runs/one-a --checkpoint u"]
+    lines = ["evaluate runs/", "train x", "evaluate runs/one-a --member "]
+    lines += ["evaluate runs/u", "train u", "evaluate runs/one-a --member u"]
     seen = {words: terminal.typed(f"distilkit {words}\t") for words in lines}
     assert not list(strangers.rglob("MARK*")), seen
     # What is harmless was offered all the same.
-    assert "runs/" in seen["evaluate "]
     assert "student_" in seen["evaluate runs/one-a --member "]
 
 
