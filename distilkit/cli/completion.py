@@ -1,14 +1,14 @@
 """What the shell's Tab key offers in the place of a word: names of recipes, runs, architectures, methods, members.
 
-A key press must be answered at once: nothing here imports torch, and so what the registries of architectures and
-methods would say is read off their source. Whatever cannot be read is offered nothing, and never an error.
+A key press must be answered at once: nothing here imports torch, and so the names of architectures, methods and recipes
+come from a list that is written beforehand (`shipped.listed`). Whatever cannot be read is offered nothing, and never an
+error.
 
 What is offered comes from names of files and from runs, which other people may have made, and a shell makes code of
 text: zsh's script evaluates what it is given, where an escape of the completion library can itself be escaped, and bash
 inserts it without quotes. So every completer stands under `completer`, which lets only harmless characters through.
 """
 
-import ast
 import contextlib
 import functools
 import io
@@ -23,11 +23,10 @@ from typing import Any, ParamSpec
 
 import typer
 
+from distilkit import shipped
 from distilkit.training.files import begun
 
-PACKAGE = Path(__file__).parents[1]
 MOST_RUNS = 50
-LIBRARIES = ("torchvision:", "timm:")
 
 LARGEST_RECORD = 1 << 20
 """Bytes of a run.json that is read for a key press; what is written of a run of a thousand classes is much less."""
@@ -63,12 +62,8 @@ def completer(find: Callable[_P, Offered]) -> Callable[_P, Offered]:
 @completer
 def recipe_names(incomplete: str) -> Offered:
     """Recipes that come with distilkit, and TOML files in the folder that is being typed."""
-    from distilkit import shipped
-
-    known = shipped.builtin()
-    names = [name for name in known if name.startswith(incomplete)]
-    offered: Offered = [*_files(incomplete, ".toml"), *((name, _title(known[name])) for name in names)]
-    return offered
+    known = [(name, row.title) for name, row in shipped.listed().recipes.items() if name.startswith(incomplete)]
+    return [*_files(incomplete, ".toml"), *known]
 
 
 @completer
@@ -92,22 +87,19 @@ def files_and_runs(context: typer.Context, incomplete: str) -> Offered:
 @completer
 def architecture_names(incomplete: str) -> Offered:
     """Our architectures, and how another library's begin."""
-    return [name for name in (*_architectures(), *LIBRARIES) if name.startswith(incomplete)]
+    return [name for name in shipped.listed().architectures if name.startswith(incomplete)]
 
 
 @completer
 def method_names(incomplete: str) -> Offered:
     """The methods, as a recipe spells them."""
-    return [name for name in _methods() if name.startswith(incomplete)]
+    return [name for name in shipped.listed().methods if name.startswith(incomplete)]
 
 
 @completer
 def shipped_datasets(incomplete: str) -> Offered:
     """The data sets of the recipes that come with distilkit."""
-    from distilkit import shipped
-
-    known = shipped.builtin()
-    sets = {shipped.summary(name, file, known).dataset for name, file in known.items()}
+    sets = {row.dataset for row in shipped.listed().recipes.values()}
     return [name for name in sorted(sets) if name.startswith(incomplete)]
 
 
@@ -201,15 +193,6 @@ def _files(incomplete: str, *endings: str) -> list[str]:
     return files + [f"{base}{entry.name}/" for entry in fitting if incomplete and entry.is_dir()]
 
 
-def _title(file: Path) -> str:
-    from distilkit import shipped
-
-    try:
-        return shipped.title(shipped.first_comment(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return ""
-
-
 def _runs_folder(context: typer.Context) -> Path:
     return Path(str(context.params.get("runs") or "runs"))
 
@@ -260,41 +243,3 @@ def _members(context: typer.Context) -> list[str]:
     folder = _run(context)
     members = _record(folder).get("members") if folder else None
     return [name for name in members if isinstance(name, str)] if isinstance(members, list) else []
-
-
-def _architectures() -> list[str]:
-    """The functions that `@register(...)` stands over, in the order of the registry."""
-    names = []
-    for tree in _trees("models"):
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and any(_calls(each, "register") for each in node.decorator_list):
-                names.append(node.name)
-    return names
-
-
-def _methods() -> list[str]:
-    """The names in `@register(NAME, ...)` over the classes of methods, in the order of the registry."""
-    names = []
-    for tree in _trees("methods"):
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef):
-                names += [name for each in node.decorator_list if _calls(each, "register") and (name := _first(each))]
-    return sorted(names)
-
-
-def _first(call: ast.expr) -> str | None:
-    """The first argument, if it is a text."""
-    argument = call.args[0] if isinstance(call, ast.Call) and call.args else None
-    return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else None
-
-
-def _trees(room: str) -> Iterator[ast.Module]:
-    for file in sorted((PACKAGE / room).glob("*.py")):
-        try:
-            yield ast.parse(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, SyntaxError):
-            continue
-
-
-def _calls(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
