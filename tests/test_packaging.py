@@ -61,7 +61,7 @@ def test_the_wheel_holds_every_module_the_types_and_every_recipe(wheel: Path) ->
     assert modules <= names
     assert "distilkit/recipes/cifar10/one_resnet32_cifar10.toml" in recipes
     assert recipes <= names
-    assert "distilkit/py.typed" in names
+    assert {"distilkit/py.typed", "distilkit/names.json"} <= names
     templates = {f"distilkit/report/templates/report.{kind}" for kind in ("html.jinja", "css", "js")}
     assert templates <= names
     assert not [name for name in names if name.startswith(("tests/", "docs/"))]

@@ -11,7 +11,7 @@ import pytest
 from conftest import Result
 from rich.console import Console
 
-from distilkit import console, shipped
+from distilkit import console
 from distilkit.recipe import builtin, load
 
 Command = Callable[..., Result]
@@ -145,10 +145,3 @@ def test_list_and_show_import_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-
-
-def test_what_extends_in_a_circle_or_says_nothing_is_still_listed(tmp_path: Path) -> None:
-    (tmp_path / "a.toml").write_text('extends = "b.toml"\n[method]\nname = "one"\n')
-    (tmp_path / "b.toml").write_text('extends = "a.toml"\n[data]\ndataset = "digits"\n')
-    row = shipped.summary("a", tmp_path / "a.toml", {})
-    assert (row.method, row.dataset, row.title, row.cells) == ("one", "digits", "", ())

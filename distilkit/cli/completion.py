@@ -1,40 +1,72 @@
 """What the shell's Tab key offers in the place of a word: names of recipes, runs, architectures, methods, members.
 
-A key press must be answered at once: nothing here imports torch, and so what the registries of architectures and
-methods would say is read off their source. Whatever cannot be read is offered nothing, and never an error.
+A key press must be answered at once: nothing here imports torch, and so the names of architectures, methods and recipes
+come from a list that is written beforehand (`shipped.listed`). Whatever cannot be read is offered nothing, and never an
+error.
+
+What is offered comes from names of files and from runs, which other people may have made, and a shell makes code of
+text: zsh's script evaluates what it is given, where an escape of the completion library can itself be escaped, and bash
+inserts it without quotes. So every completer stands under `completer`, which lets only harmless characters through.
 """
 
-import ast
 import contextlib
+import functools
 import io
 import json
 import os
+import re
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import typer
 
+from distilkit import shipped
 from distilkit.training.files import begun
 
-PACKAGE = Path(__file__).parents[1]
 MOST_RUNS = 50
-LIBRARIES = ("torchvision:", "timm:")
+
+LARGEST_RECORD = 1 << 20
+"""Bytes of a run.json that is read for a key press; what is written of a run of a thousand classes is much less."""
+
+# Words that no shell takes for anything but themselves, quoted or not. None begins with a dash: no file's name becomes
+# an option. Names with other characters are left out; without an offer the shells complete files by themselves.
+_HARMLESS = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:+-]*")
+_NOT_HARMLESS = re.compile(r"[^A-Za-z0-9_./:+(), -]")
+_LONGEST_DESCRIPTION = 200
 
 Offered = list[str | tuple[str, str]]
+_P = ParamSpec("_P")
 
 
+def completer(find: Callable[_P, Offered]) -> Callable[_P, Offered]:
+    """Decorate a function that says what could be typed: words with other than harmless characters are left out.
+
+    Of descriptions, such characters are left out.
+    """
+
+    @functools.wraps(find)
+    def harmless(*args: _P.args, **kwargs: _P.kwargs) -> Offered:
+        offered: Offered = []
+        for each in find(*args, **kwargs):
+            word, description = (each, "") if isinstance(each, str) else each
+            if _HARMLESS.fullmatch(word):
+                offered.append((word, _NOT_HARMLESS.sub("", description[:_LONGEST_DESCRIPTION])))
+        return offered
+
+    return harmless
+
+
+@completer
 def recipe_names(incomplete: str) -> Offered:
     """Recipes that come with distilkit, and TOML files in the folder that is being typed."""
-    from distilkit import shipped
-
-    known = shipped.builtin()
-    names = [name for name in known if name.startswith(incomplete)]
-    offered: Offered = [*_files(incomplete, ".toml"), *((name, _title(known[name])) for name in names)]
-    return offered
+    known = [(name, row.title) for name, row in shipped.listed().recipes.items() if name.startswith(incomplete)]
+    return [*_files(incomplete, ".toml"), *known]
 
 
+@completer
 def run_folders(context: typer.Context, incomplete: str) -> Offered:
     """Folders of runs, the newest first, with their method and state; `--runs` says where they are."""
     found = []
@@ -46,41 +78,45 @@ def run_folders(context: typer.Context, incomplete: str) -> Offered:
     return [(path, said) for _, path, said in found[:MOST_RUNS]]
 
 
+@completer
 def files_and_runs(context: typer.Context, incomplete: str) -> Offered:
     """Exported files in the folder that is being typed, and runs."""
     return [*_files(incomplete, ".onnx", ".pt2", ".xml"), *run_folders(context, incomplete)]
 
 
+@completer
 def architecture_names(incomplete: str) -> Offered:
     """Our architectures, and how another library's begin."""
-    return [name for name in (*_architectures(), *LIBRARIES) if name.startswith(incomplete)]
+    return [name for name in shipped.listed().architectures if name.startswith(incomplete)]
 
 
+@completer
 def method_names(incomplete: str) -> Offered:
     """The methods, as a recipe spells them."""
-    return [name for name in _methods() if name.startswith(incomplete)]
+    return [name for name in shipped.listed().methods if name.startswith(incomplete)]
 
 
+@completer
 def shipped_datasets(incomplete: str) -> Offered:
     """The data sets of the recipes that come with distilkit."""
-    from distilkit import shipped
-
-    known = shipped.builtin()
-    sets = {shipped.summary(name, file, known).dataset for name, file in known.items()}
+    sets = {row.dataset for row in shipped.listed().recipes.values()}
     return [name for name in sorted(sets) if name.startswith(incomplete)]
 
 
+@completer
 def member_names(context: typer.Context, incomplete: str) -> Offered:
     """The members of the run that was typed, or of the newest finished one."""
     return [name for name in _members(context) if name.startswith(incomplete)]
 
 
+@completer
 def export_modes(context: typer.Context, incomplete: str) -> Offered:
     """`single`, `ensemble`, and `member:` with each of the run's members."""
     modes = ["single", "ensemble", *(f"member:{name}" for name in _members(context))]
     return [mode for mode in modes if mode.startswith(incomplete)]
 
 
+@completer
 def checkpoint_names(context: typer.Context, incomplete: str) -> Offered:
     """`last`, `best` and every step that the run that was typed, or the newest finished one, has kept."""
     folder = _run(context)
@@ -109,6 +145,7 @@ def answer(ask: Callable[[], Any]) -> int:
         words, kept = _joined(os.environ.get("COMP_WORDS", "").split("\n"), os.environ.get("COMP_CWORD", ""))
     if words is not None:
         os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(words), str(len(words) - 1)
+    os.environ["COLUMNS"] = "10000"  # Rich would break long descriptions, and a shell takes each line for a word
     said, status = io.StringIO(), 0
     try:
         with contextlib.redirect_stdout(said):
@@ -156,15 +193,6 @@ def _files(incomplete: str, *endings: str) -> list[str]:
     return files + [f"{base}{entry.name}/" for entry in fitting if incomplete and entry.is_dir()]
 
 
-def _title(file: Path) -> str:
-    from distilkit import shipped
-
-    try:
-        return shipped.title(shipped.first_comment(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return ""
-
-
 def _runs_folder(context: typer.Context) -> Path:
     return Path(str(context.params.get("runs") or "runs"))
 
@@ -180,8 +208,14 @@ def _records(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _record(folder: Path) -> dict[str, Any]:
+    """Read a run's record, if it is a plain file of a plausible size. Those of /proc say that they hold nothing."""
+    file = folder / "run.json"
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode) or not 0 < about.st_size <= LARGEST_RECORD:
+            return {}
+        with file.open("rb") as opened:
+            record = json.loads(opened.read(LARGEST_RECORD))
     except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
@@ -195,7 +229,8 @@ def _said(record: Mapping[str, Any]) -> str:
 
 def _run(context: typer.Context) -> Path | None:
     """The run that was typed, or the newest finished one."""
-    typed = context.params.get("run")
+    # While the value of an option is still missing, the arguments are not yet given to the parameters.
+    typed = context.params.get("run") or next(iter(context.args), None)
     if typed is not None:
         return Path(str(typed))
     finished = [
@@ -208,41 +243,3 @@ def _members(context: typer.Context) -> list[str]:
     folder = _run(context)
     members = _record(folder).get("members") if folder else None
     return [name for name in members if isinstance(name, str)] if isinstance(members, list) else []
-
-
-def _architectures() -> list[str]:
-    """The functions that `@register(...)` stands over, in the order of the registry."""
-    names = []
-    for tree in _trees("models"):
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and any(_calls(each, "register") for each in node.decorator_list):
-                names.append(node.name)
-    return names
-
-
-def _methods() -> list[str]:
-    """The names in `@register(NAME, ...)` over the classes of methods, in the order of the registry."""
-    names = []
-    for tree in _trees("methods"):
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef):
-                names += [name for each in node.decorator_list if _calls(each, "register") and (name := _first(each))]
-    return sorted(names)
-
-
-def _first(call: ast.expr) -> str | None:
-    """The first argument, if it is a text."""
-    argument = call.args[0] if isinstance(call, ast.Call) and call.args else None
-    return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else None
-
-
-def _trees(room: str) -> Iterator[ast.Module]:
-    for file in sorted((PACKAGE / room).glob("*.py")):
-        try:
-            yield ast.parse(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, SyntaxError):
-            continue
-
-
-def _calls(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name

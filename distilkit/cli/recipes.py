@@ -105,10 +105,12 @@ def show(source: Source, resolved: Resolved = False, json_output: options.Json =
       distilkit recipes show one_resnet32 --resolved
     """
     from distilkit import console
-    from distilkit.workflows.recipes import show_recipe
+    from distilkit.workflows.recipes import recipe_text, show_recipe
 
-    document = show_recipe(source, resolved=resolved)
-    console.print_json(document) if json_output else console.print_code(document["text"], "toml")
+    if json_output:
+        console.print_json(show_recipe(source, resolved=resolved))
+        return
+    console.print_code(recipe_text(source, resolved=resolved)[1], "toml")
 
 
 @app.command("copy")

@@ -1,10 +1,13 @@
 """`distilkit recipes`: the recipes that come with distilkit, listed, shown and copied. Imports no torch unasked.
 
-Only what a recipe says after all defaults, and a path that leads nowhere, take `recipe.load` and with it torch.
+What a list says of the recipes that come with distilkit is read from the list of names (`shipped.listed`). Only what a
+recipe says after all defaults, a recipe that is not in that list, and a path that leads nowhere take `recipe.load` and
+with it torch.
 """
 
 import json
 import re
+import tomllib
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,7 +29,7 @@ def list_recipes(
     where nothing fits, with the nearest word.
     """
     known = shipped.builtin()
-    rows = [shipped.summary(name, file, known) for name, file in known.items()]
+    rows = [_summary(name, file, known) for name, file in known.items()]
     for option, wanted, there in (
         ("--method", method, {row.method for row in rows}),
         ("--dataset", dataset, {row.dataset for row in rows}),
@@ -45,24 +48,31 @@ def list_recipes(
     ]
     if not fitting:
         raise UserError("no shipped recipe fits all that", "ask for less; patterns take * and ?: --name 'one_*'")
-    return {"total": len(rows), "recipes": [{**asdict(row), "file": str(row.file)} for row in fitting]}
+    return {"total": len(rows), "recipes": [{**asdict(row), "file": str(known[row.name])} for row in fitting]}
 
 
 def show_recipe(source: str, *, resolved: bool = False) -> dict[str, Any]:
-    """One recipe's text as it stands in its file or, `resolved`, complete: every default and everything it extends.
+    """One recipe's text, and what a list says of it.
 
     `source`: a shipped recipe's name, or a file. Raises `UserError` as `recipe.load` does.
     """
     known = shipped.builtin()
-    file = _find(source, known)
+    file, text = recipe_text(source, resolved=resolved)
+    row = asdict(_summary(file.stem, file, known))
+    return {**row, "file": str(file), "resolved": resolved, "text": text}
+
+
+def recipe_text(source: str, *, resolved: bool = False) -> tuple[Path, str]:
+    """One recipe's file, and its text as it stands there or, `resolved`, complete: every default, all that it extends.
+
+    Raises `UserError` where it is no TOML; `resolved`, as `recipe.load` does.
+    """
+    file = _find(source, shipped.builtin())
     if resolved:
         from distilkit.recipe import load
 
-        text = load(file).to_toml()
-    else:
-        text = _read(file)
-    row = asdict(shipped.summary(file.stem, file, known))
-    return {**row, "file": str(file), "resolved": resolved, "text": text}
+        return file, load(file).to_toml()
+    return file, _read(file)
 
 
 def copy_recipe(source: str, to: Path | None, *, resolved: bool = False, force: bool = False) -> dict[str, Any]:
@@ -71,8 +81,7 @@ def copy_recipe(source: str, to: Path | None, *, resolved: bool = False, force: 
     A copy under another name bears that name, so that its runs are not taken for the original's. Raises `UserError`
     where there is a file already, unless `force`.
     """
-    document = show_recipe(source, resolved=resolved)
-    file = Path(document["file"])
+    file, text = recipe_text(source, resolved=resolved)
     target = Path(file.name) if to is None else to / file.name if to.is_dir() else to
     if target.suffix != ".toml":
         raise UserError(f"{target} does not end in .toml, as a recipe does", f"write {target.name}.toml")
@@ -80,7 +89,7 @@ def copy_recipe(source: str, to: Path | None, *, resolved: bool = False, force: 
         same = target.resolve() == file.resolve()
         problem = f"{target} is the recipe itself" if same else f"{target} is there already"
         raise UserError(problem, "name another file" if same or not target.is_file() else "--force overwrites it")
-    text, named = document["text"], file.stem
+    named = file.stem
     if target.stem != file.stem and _NAME.fullmatch(target.stem):
         named = target.stem
         text = _NAME_LINE.sub(lambda _: f"name = {json.dumps(named)}", text, count=1)
@@ -88,7 +97,7 @@ def copy_recipe(source: str, to: Path | None, *, resolved: bool = False, force: 
         target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}", "name another file") from error
-    return {"source": document["file"], "written": str(target), "name": named, "resolved": resolved}
+    return {"source": str(file), "written": str(target), "name": named, "resolved": resolved}
 
 
 def _find(source: str, known: dict[str, Path]) -> Path:
@@ -106,8 +115,20 @@ def _find(source: str, known: dict[str, Path]) -> Path:
     return find(source, known)
 
 
+def _summary(name: str, file: Path, known: dict[str, Path]) -> shipped.Summary:
+    """What a list says of a recipe: from the list of names, or of a recipe that is not in it, from its file."""
+    row = shipped.listed().recipes.get(name)
+    if row is not None and file.resolve() == known[name].resolve():
+        return row
+    from distilkit.recipe.listing import summary
+
+    return summary(name, file)
+
+
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "name a recipe's file") from error
+        text = file.read_text(encoding="utf-8-sig")
+        tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as a recipe: {error}", f"distilkit train {file} --dry-run") from error
+    return text

@@ -1,4 +1,4 @@
-"""Make anew all that the documentation takes from the program: tables, commands, pictures.
+"""Make anew all that is taken from the program: the documentation's tables, commands and pictures, the list of names.
 
 python docs/tools/renew.py             # writes
 python docs/tools/renew.py --check     # says what is stale, exit status 1
@@ -13,13 +13,14 @@ import draw_imports
 import draw_methods
 import options
 
-from distilkit.recipe import reference
+from distilkit.recipe import listing, reference
+from distilkit.shipped import LIST
 
 
 def drawn() -> dict[Path, str]:
     """Every file that is made, and what is to be in it."""
-    recipes = {reference.PAGE: reference.renewed(reference.PAGE.read_text(encoding="utf-8"))}
-    return recipes | commands.drawn() | options.drawn() | choosing.drawn() | draw_methods.drawn() | draw_imports.drawn()
+    own = {LIST: listing.text(), reference.PAGE: reference.renewed(reference.PAGE.read_text(encoding="utf-8"))}
+    return own | commands.drawn() | options.drawn() | choosing.drawn() | draw_methods.drawn() | draw_imports.drawn()
 
 
 def stale() -> dict[Path, str]:
