@@ -28,6 +28,7 @@ ROOMS = [
     "group",
     "fusion",
     "split",
+    "counting",
     "models",
     "data",
     "observer",
