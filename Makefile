@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/quickstart.toml
 
-.PHONY: quickstart test test-long test-fast test-oldest test-newest test-wheel coverage lint docs reproduce bench fuzz audit clean
+.PHONY: quickstart test test-long test-fast test-oldest test-newest test-torch test-wheel coverage lint docs reproduce bench fuzz audit clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distilkit needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -65,6 +65,20 @@ test-newest:
 		--upgrade --upgrade-strategy eager --editable '.[dev,timm]'
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --numprocesses auto $(FAST)
 
+# All tests but the long ones with one version of PyTorch, make test-torch TORCH=2.14.1, in an environment of their own;
+# with TESTS=fast the fast ones. torchvision asks for exactly one torch, so pip finds the one that belongs to it.
+TESTS ?= all
+SELECTED_all := -m 'not long'
+SELECTED_fast := $(FAST)
+test-torch:
+	$(PYTHON) -m venv --clear .venv-torch
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==$(or $(TORCH),$(error which PyTorch? for example: make test-torch TORCH=2.14.1)) torchvision \
+		--editable '.[dev,timm]'
+	.venv-torch/bin/python -m pip list --disable-pip-version-check | grep --extended-regexp '^(torch|torchvision|timm) '
+	OMP_NUM_THREADS=1 .venv-torch/bin/python -m pytest --numprocesses auto \
+		$(or $(SELECTED_$(TESTS)),$(error TESTS is all or fast, not $(TESTS)))
+
 # Wheel and sdist in dist/; then the quickstart, shortened, from the wheel alone: an empty environment, no source tree.
 test-wheel: $(VENV)/.installed-dev
 	rm -rf dist
@@ -112,4 +126,4 @@ audit: $(VENV)/.installed-dev
 	$(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist site .cache htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-torch build dist site .cache htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache

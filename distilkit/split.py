@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from distilkit.counting import count_multiply_adds
 from distilkit.errors import SettingError, nearest
 
 _READS = ("call_module", "get_attr")  # nodes whose target is a path into the backbone
@@ -545,27 +546,21 @@ class _Outcome(NamedTuple):
 
 def _outcomes(traced: _Traced, trace: _Trace, images: Tensor) -> dict[fx.Node, _Outcome]:
     """Run the nodes of a trace on the shapes of `images`."""
-    # Both are wanted where costs are asked for, which most that imports this file does not do.
+    # Wanted where costs are asked for, which most that imports this file does not do.
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
 
     # A copy, because a module may keep what it computes, and that is no real tensor here.
     backbone = copy.deepcopy(traced.backbone).eval()
     values: dict[fx.Node, Any] = {}
     outcomes: dict[fx.Node, _Outcome] = {}
-    # Attention's fast path is one operator without known cost.
-    fast_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    counter = FlopCounterMode(display=False)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
-            for node in trace.nodes:
-                before = counter.get_total_flops()
-                value = values[node] = _computed(node, traced, backbone, values, images)
-                work = (counter.get_total_flops() - before) // 2
-                outcomes[node] = _Outcome(work, _positions(value) if isinstance(value, Tensor) else None)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), count_multiply_adds() as counted:
+        for node in trace.nodes:
+            before = counted.total()
+            value = values[node] = _computed(node, traced, backbone, values, images)
+            # `nn.MultiheadAttention` gives tokens and weights.
+            first = value[0] if isinstance(value, tuple) and value else value
+            positions = _positions(first) if isinstance(first, Tensor) else None
+            outcomes[node] = _Outcome(counted.total() - before, positions)
     return outcomes
 
 

@@ -23,7 +23,7 @@ pytest_plugins = ("browser", "snippets")
 FAST = {
     *("augment", "contributing", "counts", "datasets", "group", "habits", "imports", "metrics", "models", "recipe"),
     *("methods_cl_ilr", "methods_dml", "methods_okddip", "methods_one", "methods_teacher"),
-    *("recipe_reference", "run_format", "schedule", "split", "statistics"),
+    *("recipe_reference", "run_format", "schedule", "split", "statistics", "torch_versions"),
 }
 
 

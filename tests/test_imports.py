@@ -26,6 +26,7 @@ ROOMS = [
     "inference",
     "group",
     "split",
+    "counting",
     "models",
     "data",
     "observer",

@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distilkit.counting import count_multiply_adds, slow_attention
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -110,7 +112,7 @@ def measure(module: nn.Module, images: Tensor | tuple[Tensor, ...]) -> Cost:
     analysis = FlopCountAnalysis(tensors_only, tuple(value.to(device) for value in inputs))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     analysis.set_op_handle(**_HANDLES)
-    with one_thread(), _quiet(), _slow_attention(), torch.no_grad(), torch.random.fork_rng(_cuda(device)):
+    with one_thread(), _quiet(), slow_attention(), torch.no_grad(), torch.random.fork_rng(_cuda(device)):
         by_operator = analysis.by_operator()
         unsupported = analysis.unsupported_ops()
     multiply_adds = sum(count for operator, count in by_operator.items() if operator in _MULTIPLY_ADDS)
@@ -341,17 +343,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """Have `nn.MultiheadAttention` show its matrix products: its fast path is one operator without known cost."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
 def _cuda(device: torch.device) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
 
@@ -360,17 +351,16 @@ def multiply_adds_by_module(module: nn.Module, images: Tensor) -> dict[str, int]
     """Count what each module inside `module` computes for the first of `images` [N, C, H, W] in eval mode, by its path.
 
     A module's number holds those of all inside it; "" is the whole, which `measure` counts the same. What a `forward`
-    computes by functions counts for its module. PyTorch's own counter does it, which fvcore's cannot: it also takes a
-    network and images on the meta device, where a network costs neither memory nor time. `module` stays as it is.
+    computes by functions counts for its module. Unlike fvcore's counter this takes a network and images on the meta
+    device, too, where a network costs neither memory nor time. `module` stays as it is.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     network = copy.deepcopy(module).eval()
     device = next((parameter.device for parameter in module.parameters()), images.device)
-    counter = FlopCounterMode(display=False)
-    with _slow_attention(), torch.no_grad(), torch.random.fork_rng(_cuda(device)), counter:
+    with torch.no_grad(), torch.random.fork_rng(_cuda(device)), count_multiply_adds() as counted:
         network(images[:1].to(device))
     root = type(network).__name__
-    counts = {path: sum(by_operator.values()) // 2 for path, by_operator in counter.get_flop_counts().items()}
-    inside = {path.removeprefix(f"{root}."): count for path, count in counts.items() if path.startswith(f"{root}.")}
-    return {"": counter.get_total_flops() // 2, **inside}
+    counts = counted.by_module().items()
+    return {
+        "": counted.total(),
+        **{path.removeprefix(f"{root}."): n for path, n in counts if path.startswith(f"{root}.")},
+    }
