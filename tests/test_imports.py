@@ -35,6 +35,7 @@ ROOMS = [
     "randomness",
     "shipped",
     "errors",
+    "spelling",
 ]
 
 
