@@ -1,7 +1,6 @@
 """Everything that a person or a script sees: tables and JSON on stdout, progress and messages on stderr."""
 
 import json
-import re
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from distilkit.errors import UserError
 from distilkit.observer import Observer, TrainingPlan
+from distilkit.spelling import plain
 from distilkit.training.log import finite
 
 # The rest of rich is imported where it is drawn with: `predict` starts the sooner.
@@ -35,13 +35,17 @@ _WIDTH_OF_FILES = 400  # columns, more than any table needs
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
-# All but tab and line feed: what a stranger put into a name must not move the cursor or paint the terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+Lines = str | Sequence[str]
+"""One line, whatever names in it hold; or several."""
 
 
-def _text(text: str, style: str = "") -> Text:
-    """Text for the terminal, with what would steer it spelled out."""
-    return Text(_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text), style=style)
+def _lines(text: Lines) -> Sequence[str]:
+    return [text] if isinstance(text, str) else text
+
+
+def _text(text: Lines, style: str = "") -> Text:
+    """Text for the terminal, with what would steer it or begin another line spelled out."""
+    return Text("\n".join(map(plain, _lines(text))), style=style)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -63,8 +67,8 @@ def print_text(text: str) -> None:
 def print_table(
     title: str,
     columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    note: str | None = None,
+    rows: Sequence[Sequence[Lines]],
+    note: Lines | None = None,
     *,
     to: Console | None = None,
 ) -> None:
@@ -75,7 +79,7 @@ def print_table(
     to = to or stdout
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
+        table.add_column(_text(column), justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))
     # Title and note outside the table: inside it they would be folded to its width.
@@ -86,7 +90,7 @@ def print_table(
         for first, *others in rows:
             print_line(first, to=to)
             for column, cell in zip(columns[1:], others, strict=True):
-                print_line(f"  {column}: {cell}", to=to)
+                print_line(f"  {column}: {' '.join(_lines(cell))}", to=to)
     else:
         to.print(table)
     if note:
@@ -106,7 +110,7 @@ def print_bars(
 
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
+        table.add_column(_text(column), justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
     table.add_column("", no_wrap=True)
     width = _BAR_WIDTH if stdout.width >= _WIDE else _BAR_WIDTH // 2
     longest = max((share for _, share in rows), default=0.0) or 1.0
@@ -121,8 +125,8 @@ def print_bars(
         stdout.print(_text(note, style="dim"), soft_wrap=True)
 
 
-def print_line(text: str, *, to: Console | None = None) -> None:
-    """A line on stdout, as it is."""
+def print_line(text: Lines, *, to: Console | None = None) -> None:
+    """A line on stdout, neither folded nor coloured."""
     (to or stdout).print(_text(text), soft_wrap=True)
 
 
@@ -133,7 +137,7 @@ def print_code(text: str, language: str) -> None:
         return
     from rich.syntax import Syntax
 
-    shown = _text(text.rstrip("\n")).plain
+    shown = _text([line.expandtabs(4) for line in text.rstrip("\n").split("\n")]).plain
     stdout.print(Syntax(shown, language, theme="ansi_dark", background_color="default", word_wrap=True))
 
 
@@ -151,9 +155,14 @@ def amount(count: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 9.95 else f"{value:.1f} {units[0]}"
 
 
-def tell(text: str, style: str = "") -> None:
+def tell(text: Lines, style: str = "") -> None:
     """A line for people, on stderr."""
     stderr.print(_text(text, style=style), soft_wrap=True)
+
+
+def annotate(command: str) -> None:
+    """A workflow command for GitHub's runner on stderr, as `report.checks.annotations` has written it."""
+    stderr.print(Text(command), soft_wrap=True)
 
 
 def report_user_error(error: UserError, as_json: bool) -> None:
@@ -179,7 +188,7 @@ def report_usage_error(message: str, usage: str, hint: str, as_json: bool) -> No
     if as_json:
         _print_failure("usage", message, hint, [])
     if usage:
-        tell(usage)
+        tell(usage.splitlines())
     tell(f"error: {message}", "red")
     tell(f"hint: {hint}", "yellow")
 
@@ -202,7 +211,7 @@ def report_fault_of_ours(error: BaseException, as_json: bool) -> None:
             file.write(details)
         where = f"in {file.name}"
     except OSError:
-        tell(details)
+        tell(details.splitlines())
         where = "above"
     message = f"a fault in distilkit: {type(error).__name__}: {error}; the details are {where}"
     if as_json:
@@ -293,7 +302,7 @@ class TerminalObserver(Observer):
         if self.live is None:
             self._start_live(total, what, 0)
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=done, total=total, description=what)
+            self.bar.update(self.task, completed=done, total=total, description=plain(what))
         if done >= total:
             self._stop_live()
 
@@ -302,9 +311,13 @@ class TerminalObserver(Observer):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=stderr
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=stderr,
         )
-        self.task = self.bar.add_task(what, total=total, completed=done)
+        self.task = self.bar.add_task(plain(what), total=total, completed=done)
         self.live = Live(self.bar, console=stderr, refresh_per_second=8)
         self.live.start()
 
@@ -347,7 +360,7 @@ def _epoch_table(line: Mapping[str, Any]) -> "Table":
         for split in splits:
             error = line[split]["errors"][name]
             cells += [percent(error["top1"]), percent(error["top5"])]
-        table.add_row(name, *cells)
+        table.add_row(_text(name), *cells)
     return table
 
 

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from distilkit.spelling import plain
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -23,7 +25,7 @@ class Fault:
     hint: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.problem}" + (f" (hint: {self.hint})" if self.hint else "")
+        return plain(f"{self.place}: {self.problem}" + (f" (hint: {self.hint})" if self.hint else ""))
 
 
 class UserError(Exception):
@@ -42,8 +44,8 @@ class UserError(Exception):
         self.faults = tuple(faults)
 
     def __str__(self) -> str:
-        lines = [self.problem, *(f"  {fault}" for fault in self.faults)]
-        return "\n".join([*lines, f"hint: {self.hint}"] if self.hint else lines)
+        lines = [plain(self.problem), *(f"  {fault}" for fault in self.faults)]
+        return "\n".join([*lines, plain(f"hint: {self.hint}")] if self.hint else lines)
 
 
 class SettingError(UserError):

@@ -34,6 +34,7 @@ ROOMS = [
     "randomness",
     "shipped",
     "errors",
+    "spelling",
 ]
 
 

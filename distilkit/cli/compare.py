@@ -104,7 +104,7 @@ def _exported(document: dict[str, Any], format: Format, several: bool) -> str:
         if document["baseline"] is None and len(document["differences"]) > 0:
             console.tell("the differences of all pairs are no columns of this table: choose one recipe with --baseline")
         rows, columns = _plain_rows(document, several)
-        return tables.csv_text(rows, columns)
+        return tables.spreadsheet_text(rows, columns)
     chosen = [_main_table(document, several, wide=True)]
     if document["differences"] and document["baseline"] is None and several:
         chosen.append(_difference_table(document))

@@ -158,7 +158,7 @@ def _show_list(document: dict[str, Any]) -> None:
     rows = []
     for row in document["recipes"]:
         what = [row["method"], row["architecture"], row["dataset"], "; ".join(row["cells"]) or "-"]
-        rows.append([row["name"], *what] if wide else [f"{row['name']}\n  {', '.join(what[:3])}", what[3]])
+        rows.append([row["name"], *what] if wide else [[row["name"], f"  {', '.join(what[:3])}"], what[3]])
     shown, total = len(document["recipes"]), document["total"]
     title = f"{total} recipes come with distilkit" + (f", {shown} shown" if shown < total else "")
     columns = ["recipe", *(["method", "architecture", "data"] if wide else []), "stands for"]
@@ -166,7 +166,10 @@ def _show_list(document: dict[str, Any]) -> None:
         title,
         columns,
         rows,
-        "stands for: the first cells in which its result is printed, ONE: Lan et al. 2018, OKDDip: Chen et al. 2020\n"
-        "distilkit recipes show NAME prints one, distilkit recipes copy NAME FILE.toml makes it yours",
+        [
+            "stands for: the first cells in which its result is printed, ONE: Lan et al. 2018, OKDDip: Chen et al. "
+            "2020",
+            "distilkit recipes show NAME prints one, distilkit recipes copy NAME FILE.toml makes it yours",
+        ],
         to=None if console.stdout.is_terminal else console.of_file(sys.stdout),
     )

@@ -137,7 +137,7 @@ def robustness(
         console.tell(f"{verdict}: {check['run']}: {check['message']}", "green" if check["passed"] else "red")
     if github:
         for line in reports.annotations(document["checks"]):
-            console.tell(line)
+            console.annotate(line)
     if not document["passed"]:
         raise typer.Exit(1)
 

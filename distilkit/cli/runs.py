@@ -218,7 +218,7 @@ def _show_list(document: dict[str, Any]) -> None:
             _age(row["age_seconds"]),
             console.amount(row["bytes"]),
         ]
-        rows.append([name, *what, *cells] if wide else [f"{name}\n  {', '.join(what)}", *cells])
+        rows.append([name, *what, *cells] if wide else [[name, f"  {', '.join(what)}"], *cells])
     what_columns = ["method", "architecture", "data"] if wide else []
     columns = ["run", *what_columns, "seed", "state", "epochs", "error", "age", "size"]
     shown, total = len(document["runs"]), document["total"]

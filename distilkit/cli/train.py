@@ -188,10 +188,12 @@ def _show_plan(document: dict[str, Any]) -> None:
             ]
             for name, cost in costs
         ],
-        "FLOPs of one image: 2 per multiply-add, convolutions and linear layers only (the papers' convention)\n"
-        "activations: numbers that convolutions and linear layers put out for one image\n"
-        "bytes: weights and buffers as safetensors; with the optimizer's state, a checkpoint has "
-        f"{document['bytes']['checkpoint']:,}",
+        [
+            "FLOPs of one image: 2 per multiply-add, convolutions and linear layers only (the papers' convention)",
+            "activations: numbers that convolutions and linear layers put out for one image",
+            "bytes: weights and buffers as safetensors; with the optimizer's state, a checkpoint has "
+            f"{document['bytes']['checkpoint']:,}",
+        ],
     )
     if document["uncounted"]:
         console.print_line(f"not counted, so the costs are too low: {named_uses(document['uncounted'])}")

@@ -21,6 +21,7 @@ from distilkit.errors import UserError, require_plain_file
 from distilkit.known_data import DataRecord
 from distilkit.models import own
 from distilkit.run import PrunedModel, Run
+from distilkit.spelling import markdown, markdown_code, markdown_target, yaml_values
 from distilkit.writing import write_text
 
 CARD = "README.md"
@@ -122,7 +123,7 @@ def _write(file: Path, metadata: dict[str, Any], text: str, footer: str) -> Path
         if found is None:
             raise CardKeptError(f'{file} has lost its heading "{_HEADING}", and is left as it is', "put it back")
         use, kept = found or TO_FILL_IN, _users_metadata(before, file)
-    header = yaml.safe_dump({**metadata, **kept}, sort_keys=False, allow_unicode=True, width=1000)
+    header = yaml.safe_dump({**yaml_values(metadata), **kept}, sort_keys=False, allow_unicode=True, width=1000)
     card = f"---\n{header}---\n\n{_NOTE}\n\n{text}{_HEADING}\n\n{use}\n\n{_END}\n{footer}"
     write_text(file, card)
     return file
@@ -224,25 +225,26 @@ def _run_text(run: Run, seeds: Sequence[Run]) -> str:
     best = final["best_on_test"]
     rows = []
     for name, error in final["errors"].items():
-        shown = f"{name} (leader, deployed)" if name == record["leader"] else name
+        shown = markdown(name) + (" (leader, deployed)" if name == record["leader"] else "")
         rows.append(f"| {shown} | {error['top1']:.2f} | {_interval(error['top1'], data)} | {error['top5']:.2f} |")
     said = "see the spread over seeds below" if len(seeds) > 1 else _ALONE
-    return f"""# {run.recipe.name}
+    networks, method = markdown_code(run.recipe.networks), markdown_code(record["method"])
+    return f"""# {markdown(run.recipe.name)}
 
-`{run.recipe.networks}` trained with `{record["method"]}` by distilkit {record["distilkit"]}.
+{networks} trained with {method} by distilkit {markdown(record["distilkit"])}.
 
 | | |
 |---|---|
-| data | {data.dataset}, {len(data.classes)} classes, {data.size} x {data.size}, {_counts(data.images)} |
+| data | {markdown(data.dataset)}, {len(data.classes)} classes, {data.size} x {data.size}, {_counts(data.images)} |
 | validation | {_validation(data)} |
 | members | {", ".join(_member(name, record) for name in record["members"])} |
-| leader | {record["leader"]} |
+| leader | {markdown(record["leader"])} |
 | parameters | {_both(record["parameters"], ",")} |
 | FLOPs of one image (2 per multiply-add, convolutions and linear layers) | {_both(record["flops"], ".4g")} |
-{_code(run)}{_teacher(run)}| epochs | {final["epochs"]} |
-| reported weights | {final["selected"]["rule"]} (epoch {final["selected"]["epoch"]}) |
-| seed | {record["seed"]}: {said} |
-| device, precision | {record["device"]}, {record["precision"]["used"]} |
+{_code(run)}{_teacher(run)}| epochs | {markdown(final["epochs"])} |
+| reported weights | {markdown(final["selected"]["rule"])} (epoch {markdown(final["selected"]["epoch"])}) |
+| seed | {markdown(record["seed"])}: {said} |
+| device, precision | {markdown(record["device"])}, {markdown(record["precision"]["used"])} |
 
 ## Errors on the test images, percent
 
@@ -253,8 +255,8 @@ def _run_text(run: Run, seeds: Sequence[Run]) -> str:
 Interval: Wilson's, of the top-1 error, over the sampling of {data.images["test"]:,} test images; it says nothing of
 the spread between trainings.
 
-Selected on the test set by the leader (as the papers' code selects, not an honest estimate): epoch {best["epoch"]}, \
-leader {best["errors"][record["leader"]]["top1"]:.2f}.
+Selected on the test set by the leader (as the papers' code selects, not an honest estimate): \
+epoch {markdown(best["epoch"])}, leader {best["errors"][record["leader"]]["top1"]:.2f}.
 
 {_seeds_text(run, seeds, list(final["errors"]))}{_costs(record)}{_robustness_text(run)}{_exports_text(run)}"""
 
@@ -280,13 +282,16 @@ def _seeds_text(run: Run, seeds: Sequence[Run], names: Sequence[str]) -> str:
         if None in errors:
             continue
         top1, top5 = (spread([error[kind] for error in errors]) for kind in ("top1", "top5"))
-        rows.append(f"| {name} | {top1.mean:.2f} | {top1.deviation:.2f} | {top5.mean:.2f} | {top5.deviation:.2f} |")
+        rows.append(
+            f"| {markdown(name)} | {top1.mean:.2f} | {top1.deviation:.2f} | {top5.mean:.2f} | {top5.deviation:.2f} |"
+        )
     if not rows:
         return ""
-    which = ", ".join(str(each.record["seed"]) for each in seeds)
+    which = ", ".join(markdown(each.record["seed"]) for each in seeds)
     return f"""## Spread over seeds, percent
 
-{len(seeds)} trainings of this recipe, seeds {which}; this one is seed {run.record["seed"]}. Deviation: the sample's.
+{len(seeds)} trainings of this recipe, seeds {which}; this one is seed {markdown(run.record["seed"])}. \
+Deviation: the sample's.
 
 | classifier | top-1, mean | deviation | top-5, mean | deviation |
 |---|---|---|---|---|
@@ -320,19 +325,21 @@ def _measured(each: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]
     other = "" if each["same_data"] else " (of other images than the training's test set)"
     images = f"{each['images']['test']:,} test images{other}"
     # An earlier version did not write down which checkpoint was asked for.
-    who = f"{each['member']}, checkpoint {each['checkpoint']}" if each.get("checkpoint") else each["member"]
+    who = markdown(each["member"]) + (f", checkpoint {markdown(each['checkpoint'])}" if each.get("checkpoint") else "")
     said = []
     if "curves" in each:
         curves, magnitudes = each["curves"]["test"], each["magnitudes"]
         ends = [sum(curve[place] for curve in curves) / len(curves) for place in (0, -1)]
         said.append(
             f"parameters of {who} moved by d = {magnitudes[-1]:g} along {len(curves)} random "
-            f"{settings['directions_kind']} directions: top-1 error {ends[0]:.2f} % at d = 0, {ends[1]:.2f} % on "
-            f"average there, {images}, batch norm statistics {settings['statistics']}"
+            f"{markdown(settings['directions_kind'])} directions: top-1 error {ends[0]:.2f} % at d = 0, {ends[1]:.2f} "
+            f"% on average there, {images}, batch norm statistics {markdown(settings['statistics'])}"
         )
     if "inputs" in each:
         inputs = each["inputs"]
-        kinds = ", ".join(f"{kind} {sum(errors) / len(errors):.2f}" for kind, errors in inputs["errors"].items())
+        kinds = ", ".join(
+            f"{markdown(kind)} {sum(errors) / len(errors):.2f}" for kind, errors in inputs["errors"].items()
+        )
         said.append(
             f"perturbed images, {who}, {images}: top-1 error {inputs['clean']:.2f} % clean, "
             f"{inputs['mean']:.2f} % over all kinds and severities (by kind: {kinds})"
@@ -356,14 +363,15 @@ def _exports_text(run: Run) -> str:
     rows = []
     for file in files:
         card = file.with_name(f"{file.stem}.card.md")
-        about = f"[card](exports/{card.name})" if card.is_file() else "-"
-        rows.append(f"| `exports/{file.name}` | {file.stat().st_size:,} | {about} |")
+        about = f"[card]({markdown_target(f'exports/{card.name}')})" if card.is_file() else "-"
+        rows.append(f"| {markdown_code(f'exports/{file.name}')} | {file.stat().st_size:,} | {about} |")
     return f"## Exports\n\n| file | bytes | |\n|---|---|---|\n{chr(10).join(rows)}\n\n"
 
 
 def _member(name: str, record: dict[str, Any]) -> str:
     architectures = record.get("architectures", {})
-    return f"{name} (`{architectures[name]}`)" if len(set(architectures.values())) > 1 else name
+    built = f" ({markdown_code(architectures[name])})" if len(set(architectures.values())) > 1 else ""
+    return markdown(name) + built
 
 
 def _validation(data: DataRecord) -> str:
@@ -381,7 +389,7 @@ def _interval(error: float, data: DataRecord) -> str:
 def _code(run: Run) -> str:
     """A row on the modules that opening this run executes, where there are any."""
     modules = dict.fromkeys(code.module for name in run.recipe.architectures if (code := own.code(name)))
-    listed = ", ".join(f"`{module}`" for module in modules)
+    listed = ", ".join(map(markdown_code, modules))
     return f"| code of your own | opening this run executes {listed}, and needs `--trust-code` |\n" if modules else ""
 
 
@@ -391,7 +399,7 @@ def _teacher(run: Run) -> str:
     if section is None:
         return ""
     names = (section.run,) if isinstance(section.run, str) else section.run or (section.weights or "",)
-    listed = ", ".join(f"`{PurePath(name).name}`" for name in names)
+    listed = ", ".join(markdown_code(PurePath(name).name) for name in names)
     return f"| teacher | {listed}, temperature {section.temperature:g}, weight {section.weight:g} |\n"
 
 
@@ -400,11 +408,12 @@ def _costs(record: dict[str, Any]) -> str:
     if "parts" not in record:
         return ""
     rows = [
-        f"| `{name}` | {part['parameters']:,} | {part['flops']:.4g} | {part['activations']:,} | {part['bytes']:,} |"
+        f"| {markdown_code(name)} | {part['parameters']:,} | {part['flops']:.4g} | {part['activations']:,} "
+        f"| {part['bytes']:,} |"
         for name, part in record["parts"].items()
     ]
     uncounted = record["uncounted"]
-    missing = f"Not counted, so the costs are too low: {named_uses(uncounted)}.\n\n" if uncounted else ""
+    missing = f"Not counted, so the costs are too low: {markdown(named_uses(uncounted))}.\n\n" if uncounted else ""
     return f"""## Costs
 
 | part | parameters | FLOPs | activations | bytes |
@@ -424,12 +433,12 @@ def _both(costs: dict[str, int | None], form: str) -> str:
 
 
 def _counts(images: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {split}" for split, count in images.items()) + " images"
+    return ", ".join(f"{count:,} {markdown(split)}" for split, count in images.items()) + " images"
 
 
 def _code_command(run: Run) -> str:
     command = without_paths(str(run.record.get("command") or ""))
-    return f"\nMade by `{command}`.\n" if command else ""
+    return f"\nMade by {markdown_code(command)}.\n" if command else ""
 
 
 def without_paths(command: str) -> str:
@@ -514,18 +523,19 @@ def _export_text(about: Mapping[str, Any], export: Mapping[str, Any], exported: 
         )
     batch = export.get("batch")
     quantized = export.get("quantized")
-    return f"""# {about["name"]}: {exported.name}
+    networks, method = markdown_code(about["architecture"]), markdown_code(about["method"])
+    return f"""# {markdown(about["name"])}: {markdown(exported.name)}
 
-`{about["architecture"]}` trained with `{about["method"]}`, exported to {export["format"]} by distilkit {__version__}.
+{networks} trained with {method}, exported to {export["format"]} by distilkit {__version__}.
 
 | | |
 |---|---|
-| file | `{exported.name}`, {export["bytes"]:,} bytes |
-| classifier | {export["member"]} |
-| data | {data.dataset}, {len(data.classes)} classes, {_counts(data.images)} |
+| file | {markdown_code(exported.name)}, {export["bytes"]:,} bytes |
+| classifier | {markdown(export["member"])} |
+| data | {markdown(data.dataset)}, {len(data.classes)} classes, {_counts(data.images)} |
 | input | {export.get("input", "float")}, {str(export.get("layout", "nchw")).upper()}, {data.size} x {data.size}, \
 {data.channels} channel{"s" if data.channels > 1 else ""}, batch {"of any size" if batch is None else batch} |
-| outputs | {", ".join(export["outputs"])} |
+| outputs | {", ".join(map(markdown, export["outputs"]))} |
 | compared with PyTorch | {export["images_compared"]:,} test images: largest difference of a logit \
 {export["max_abs_difference"]:.2e}, same class {export["top1_agreement"]:.2f} % |
 
@@ -543,7 +553,8 @@ def _quantized_text(quantized: Mapping[str, Any]) -> str:
         rows.append(f"| {words} | {figures['bytes']:,} | {figures['top1_error']:.2f} | {low:.2f} to {high:.2f} |")
     return f"""## The 8-bit file
 
-`{Path(quantized["file"]).name}` ({quantized["scheme"]}), both files on the same {quantized["images"]:,} test images:
+{markdown_code(Path(quantized["file"]).name)} ({quantized["scheme"]}), both files on the same \
+{quantized["images"]:,} test images:
 
 | | bytes | top-1 error, % | 95 % interval |
 |---|---|---|---|

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from distilkit.spelling import github, github_property, xml
+
 Check = Mapping[str, Any]
 """`run`, `name` (what is checked), `message` (what was found), `passed`."""
 
@@ -20,13 +22,14 @@ def junit(checks: Sequence[Check], seconds: float) -> bytes:
     for check in checks:
         # The time belongs to the curves, which all checks share.
         case = ElementTree.SubElement(
-            suite, "testcase", {"classname": Path(check["run"]).name, "name": check["name"], "time": "0"}
+            suite, "testcase", {"classname": xml(Path(check["run"]).name), "name": xml(check["name"]), "time": "0"}
         )
+        message = xml(check["message"])
         if check["passed"]:
-            ElementTree.SubElement(case, "system-out").text = check["message"]
+            ElementTree.SubElement(case, "system-out").text = message
         else:
-            failure = ElementTree.SubElement(case, "failure", {"message": check["message"], "type": "threshold"})
-            failure.text = check["message"]
+            failure = ElementTree.SubElement(case, "failure", {"message": message, "type": "threshold"})
+            failure.text = message
     ElementTree.indent(suites)
     document: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
     return document + b"\n"
@@ -35,15 +38,7 @@ def junit(checks: Sequence[Check], seconds: float) -> bytes:
 def annotations(checks: Sequence[Check]) -> list[str]:
     """A line for each check: `::error title=...::...` where it failed, `::notice ...` where it passed."""
     return [
-        f"::{'notice' if check['passed'] else 'error'} title={_property(check['name'])}::"
-        f"{_escaped(Path(check['run']).name + ': ' + check['message'])}"
+        f"::{'notice' if check['passed'] else 'error'} title={github_property(check['name'])}::"
+        f"{github(Path(check['run']).name + ': ' + check['message'])}"
         for check in checks
     ]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _escaped(text).replace(":", "%3A").replace(",", "%2C")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distilkit import spelling
 from distilkit.report.charts import Chart, HeatMap, Picture, Series
 from distilkit.writing import appearing
 
@@ -16,7 +17,6 @@ DASHES = {"solid": "-", "dashed": "--", "dotted": ":"}
 WIDTHS = {"thin": 0.7, "normal": 1.4, "thick": 2.0}
 LABELLED = 40
 LETTERS = 32
-_NO_LETTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def write_figures(pictures: Sequence[tuple[str, Picture]], folder: Path) -> list[Path]:
@@ -60,7 +60,7 @@ def plain(text: str) -> str:
 
 def drawable(text: str) -> str:
     """Text that matplotlib takes for text; what no font has a letter for, and no file may hold, is spelled out."""
-    return _NO_LETTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text).replace("$", r"\$")
+    return spelling.plain(text).replace("$", r"\$")
 
 
 @contextmanager

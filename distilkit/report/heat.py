@@ -4,9 +4,10 @@ import base64
 import io
 import math
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from distilkit.report.charts import HeatMap
+from distilkit.spelling import html
 
 WIDTH = 360
 DRAWN_AS_CELLS = 2500
@@ -38,14 +39,14 @@ def heat_svg(heat: HeatMap, identifier: str) -> Markup:
     total = top + rows * height + below + 20
     draw = _cells if rows * columns <= DRAWN_AS_CELLS else _pixels
     parts = [
-        f'<text class="axis" x="4" y="13">{escape(heat.y_label)}</text>',
+        f'<text class="axis" x="4" y="13">{html(heat.y_label)}</text>',
         f'<rect class="sheet" x="{left:.1f}" y="{top:.1f}" width="{columns * cell:.1f}" height="{rows * height:.1f}"/>',
         draw(heat, left, top, cell, height),
     ]
     if labelled:
         parts += [
             f'<text class="tick" x="{left - 5:.1f}" y="{top + (row + 0.5) * height + 4:.1f}" text-anchor="end">'
-            f"{escape(_short(label))}</text>"
+            f"{html(_short(label))}</text>"
             for row, label in enumerate(heat.rows)
         ]
     base = top + rows * height
@@ -55,15 +56,14 @@ def heat_svg(heat: HeatMap, identifier: str) -> Markup:
         at = left + (column + 0.5) * cell
         turn = f' transform="rotate(-90 {at:.1f} {base + 6:.1f})"' if turned else ""
         place = f'x="{at:.1f}" y="{base + (10 if turned else 14):.1f}" text-anchor="{"end" if turned else "middle"}"'
-        parts.append(f'<text class="tick" {place}{turn}>{escape(_short(label))}</text>')
+        parts.append(f'<text class="tick" {place}{turn}>{html(_short(label))}</text>')
     words = heat.x_label if across else f"{heat.x_label} ({columns:,} classes, in order)"
     parts.append(
-        f'<text class="axis" x="{(left + WIDTH) / 2:.1f}" y="{total - 6:.1f}" text-anchor="middle">'
-        f"{escape(words)}</text>"
+        f'<text class="axis" x="{(left + WIDTH) / 2:.1f}" y="{total - 6:.1f}" text-anchor="middle">{html(words)}</text>'
     )
     return Markup(
         f'<svg class="chart heat" viewBox="0 0 {WIDTH} {total:.0f}" role="img" '
-        f'aria-labelledby="{escape(identifier)}-title" aria-describedby="{escape(identifier)}-text">'
+        f'aria-labelledby="{html(identifier)}-title" aria-describedby="{html(identifier)}-text">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -87,7 +87,7 @@ def _cells(heat: HeatMap, left: float, top: float, width: float, height: float) 
             if value is None:
                 continue
             x, y, shade = left + column * width, top + row * height, _shade(heat, value)
-            title = f"<title>{escape(of)}, {escape(to)}: {value:{heat.form}}</title>" if told else ""
+            title = f"<title>{html(of)}, {html(to)}: {value:{heat.form}}</title>" if told else ""
             if shade > 0:
                 parts.append(
                     f'<rect class="cell" x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" '

@@ -21,6 +21,7 @@ from distilkit.report.charts import Chart, HeatMap, Picture, Series, described
 from distilkit.report.heat import heat_svg
 from distilkit.report.svg import chart_svg, colour_class, directly_labelled, mark, swatch
 from distilkit.report.views import GroupView, RunView
+from distilkit.spelling import html_lines, plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES_LISTED = 100
@@ -88,6 +89,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
+        finalize=_finalized,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -108,9 +110,14 @@ def _environment() -> Environment:
         "group_swatch": _group_swatch,
         "class_rows": class_rows,
         "confusions": confusions,
-        "recipe_of": lambda view: view.run.recipe.to_toml(),
+        "recipe_of": lambda view: html_lines(view.run.recipe.to_toml()),
     }
     return environment
+
+
+def _finalized(value: Any) -> Any:
+    """What an expression of a template gives; that which is no markup yet is escaped after this."""
+    return plain(value) if type(value) is str else value
 
 
 def _svg(picture: Picture, identifier: str) -> Markup:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from distilkit.report.charts import Chart, Series
 from distilkit.report.scale import Scale, ticks, written
+from distilkit.spelling import html
 
 COLOURS = 8
 WIDTH, HEIGHT = 360, 260
@@ -53,9 +54,9 @@ def chart_svg(chart: Chart, identifier: str) -> Markup:
     kind = "chart wide" if chart.wide else "chart"
     log = ' data-log="1"' if chart.x_log else ""
     return Markup(
-        f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{escape(identifier)}-title" '
-        f'aria-describedby="{escape(identifier)}-text" data-plot="{x.start:g} {x.end:g} {x.low!r} {x.high!r} '
-        f'{y.end:g} {y.start:g}" data-over="{escape(chart.x_label)}"{log}>{"".join(parts)}</svg>'
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{html(identifier)}-title" '
+        f'aria-describedby="{html(identifier)}-text" data-plot="{x.start:g} {x.end:g} {x.low!r} {x.high!r} '
+        f'{y.end:g} {y.start:g}" data-over="{html(chart.x_label)}"{log}>{"".join(parts)}</svg>'
     )
 
 
@@ -94,7 +95,7 @@ def _scales(chart: Chart, width: int, height: int) -> tuple[Scale, Scale]:
 
 
 def _frame(chart: Chart, x: Scale, y: Scale, width: int, height: int) -> str:
-    parts = [f'<text class="axis" x="4" y="14">{escape(chart.y_label)}</text>']
+    parts = [f'<text class="axis" x="4" y="14">{html(chart.y_label)}</text>']
     for value in ticks(y, 6):
         at = y(value)
         parts.append(f'<path class="grid" d="M{LEFT},{at:.1f}H{width - RIGHT}"/>')
@@ -108,7 +109,7 @@ def _frame(chart: Chart, x: Scale, y: Scale, width: int, height: int) -> str:
     parts.append(f'<path class="stroke" d="M{LEFT},{height - BOTTOM}H{width - RIGHT}"/>')
     middle = (LEFT + width - RIGHT) / 2
     parts.append(
-        f'<text class="axis" x="{middle:g}" y="{height - 8}" text-anchor="middle">{escape(chart.x_label)}</text>'
+        f'<text class="axis" x="{middle:g}" y="{height - 8}" text-anchor="middle">{html(chart.x_label)}</text>'
     )
     if chart.diagonal:
         low, high = max(x.low, y.low), min(x.high, y.high)
@@ -129,7 +130,7 @@ def _series(series: Series, x: Scale, y: Scale) -> str:
         first = (series.style * step // 4) % step
         places = known[first::step]
         size = "" if series.joined or series.weight != "thick" else " scale(1.5)"
-        title = "" if series.joined else f"<title>{escape(_point(series))}</title>"
+        title = "" if series.joined else f"<title>{html(_point(series))}</title>"
         shape = f'd="{mark(series.style)}">{title}</path>'
         parts += [
             f'<path class="mark" transform="translate({at:.1f},{height:.1f}){size}" {shape}' for at, height in places
@@ -145,15 +146,15 @@ def _point(series: Series) -> str:
 
 
 def _hidden_with(group: str, run: str) -> str:
-    found = f' data-group="{escape(group)}"' if group else ""
-    return f'{found} data-run="{escape(run)}"' if run else found
+    found = f' data-group="{html(group)}"' if group else ""
+    return f'{found} data-run="{html(run)}"' if run else found
 
 
 def _data(series: Series) -> str:
     """What the pointer reads off."""
     known = [(x, y) for x, y in zip(series.line.x, series.line.y, strict=True) if y is not None]
     xs, ys = " ".join(f"{x:.6g}" for x, _ in known), " ".join(f"{y:.5g}" for _, y in known)
-    return f' data-label="{escape(series.label)}" data-x="{xs}" data-y="{ys}"'
+    return f' data-label="{html(series.label)}" data-x="{xs}" data-y="{ys}"'
 
 
 def _path(series: Series, x: Scale, y: Scale) -> str:
@@ -243,7 +244,7 @@ def _direct_labels(chart: Chart, x: Scale, y: Scale) -> list[str]:
             parts.append(
                 f'<g{_hidden_with(s.group, s.run)}><path class="pointer" d="{pointer}"/><text class="direct" '
                 f'x="{text_at:.1f}" y="{moved + 4:.1f}" text-anchor="{"start" if sign > 0 else "end"}">'
-                f"{escape(label)}</text></g>"
+                f"{html(label)}</text></g>"
             )
     return parts
 

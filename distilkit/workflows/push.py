@@ -11,6 +11,7 @@ from distilkit import __version__
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.run import CONFIG, MODEL, PrunedModel, Run, find
+from distilkit.spelling import markdown, markdown_code
 from distilkit.workflows import hub
 from distilkit.workflows.export import export
 from distilkit.workflows.prune_branches import prune_branches
@@ -148,9 +149,9 @@ def _with_card(folder: Path, found: Run | PrunedModel | Path, source: str) -> st
         facts = hub.inspect(folder, source)
         name = found.name if isinstance(found, Path) else found.path.name
         error = "not known" if facts["top1_error"] is None else f"{facts['top1_error']:.2f} %"
-        text = f"""# {name}
+        text = f"""# {markdown(name)}
 
-`{facts["architecture"]}` ({facts["member"]}), published by distilkit {__version__}.
+{markdown_code(facts["architecture"])} ({markdown(facts["member"])}), published by distilkit {__version__}.
 
 | | |
 |---|---|

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from distilkit import methods
+from distilkit.spelling import plain
 
 WIDTH = 100
 _MOST_NAMES = 8
@@ -122,7 +123,5 @@ def _setting(key: str, value: Any) -> str:
 
 def _comment(text: str) -> Iterator[str]:
     # A name with a line feed in it must not end its comment.
-    plain = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-    plain = plain.encode(errors="backslashreplace").decode()
-    for line in textwrap.wrap(plain, WIDTH - 2, break_long_words=False, break_on_hyphens=False):
+    for line in textwrap.wrap(plain(text), WIDTH - 2, break_long_words=False, break_on_hyphens=False):
         yield f"# {line}"

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distilkit.spelling import csv_cell, escape_latex, escape_markdown, plain
+
 
 @dataclass(frozen=True)
 class Table:
@@ -17,43 +19,30 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
 
+    def plain(self) -> "Table":
+        """The table without what a name may hold that steers a terminal, hides itself or begins a line."""
+        rows = tuple(tuple(map(plain, row)) for row in self.rows)
+        return Table(plain(self.title), tuple(map(plain, self.columns)), rows, plain(self.note))
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "%": r"\%",
-    "#": r"\#",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "`": r"\textasciigrave{}",
-    # Behind the line before it in a table, these would be arguments of that line's end.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-}
-_LATEX_SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
+
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
-# Everything that Markdown or the HTML in it would take for markup inside a line.
-_MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 
 
 def markdown(tables: Sequence[Table]) -> str:
     """Tables as GitHub's Markdown has them, each under its title."""
-    return "\n\n".join(_markdown(table) for table in tables) + "\n"
+    return "\n\n".join(_markdown(table.plain()) for table in tables) + "\n"
 
 
 def latex(tables: Sequence[Table]) -> str:
     r"""A `table` environment for each, for a document with \usepackage{booktabs} and \usepackage{textcomp}."""
     header = "% needs \\usepackage[T1]{fontenc}, \\usepackage{textcomp} and \\usepackage{booktabs}\n"
-    return header + "\n".join(_latex(table) for table in tables)
+    return header + "\n".join(_latex(table.plain()) for table in tables)
+
+
+def spreadsheet_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """`csv_text` of rows in which names are plain, and no formulas."""
+    safe = [{key: csv_cell(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows]
+    return csv_text(safe, columns)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -63,18 +52,6 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     writer.writerow(columns)
     writer.writerows([_csv_value(row.get(column)) for column in columns] for row in rows)
     return stream.getvalue()
-
-
-def escape_latex(text: str) -> str:
-    """Text that LaTeX sets as it stands."""
-    escaped = _LATEX_SPECIAL.sub(lambda found: _LATEX[found[0]], _line(text))
-    # Two hyphens would become a dash, two apostrophes a quotation mark.
-    return re.sub(r"([-',])(?=\1)", r"\1{}", escaped)
-
-
-def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it stands, in a table's cell too."""
-    return _MARKDOWN_SPECIAL.sub(r"\\\1", _line(text))
 
 
 def _markdown(table: Table) -> str:
@@ -116,12 +93,8 @@ def _latex(table: Table) -> str:
 
 def _figure(cell: str) -> str:
     """A figure's cell, with a minus sign for a hyphen before a number."""
-    parts = _MINUS.split(_line(cell))
+    parts = _MINUS.split(" ".join(cell.split()))
     return "$-$".join(escape_latex(part) for part in parts)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _csv_value(value: Any) -> Any:
