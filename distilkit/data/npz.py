@@ -94,7 +94,7 @@ class Npz(Plain):
         file = _open(root)
         return {part: self._labels(file, part) for part in PARTS}
 
-    def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
+    def read(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pixels]:
         """Read the arrays."""
         file, read = _open(root), {}
         for part in parts:

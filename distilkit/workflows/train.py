@@ -26,7 +26,7 @@ from distilkit.learner import Learner
 from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
-from distilkit.run import Run, written_by_us_alone
+from distilkit.run import RECIPE, Run, written_by_us_alone
 from distilkit.training import branches, compiled
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import precision as precisions
@@ -290,7 +290,7 @@ def _continue(
                 "put the file back as it was, or train anew",
             )
     with here.main_process_first():
-        data = _load(run.recipe, run.data)
+        data = _load_again(run, asked=recipe is not None)
     changed = run.data.changed(data)
     if changed:
         counts = {split: len(data.splits[split].labels) for split in changed}
@@ -483,8 +483,12 @@ def _stored(recipe: Recipe, storage: Storage) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"storage": storage})})
 
 
-def _load(recipe: Recipe, known: DataRecord | None = None) -> ImageData:
-    """Read the recipe's splits. `known`: what a run remembers of them, whose mean and deviation stay."""
+def _load(recipe: Recipe, known: DataRecord | None = None, *, prepare: bool = True) -> ImageData:
+    """Read the recipe's splits.
+
+    `known`: what a run remembers of them, whose mean and deviation stay. `prepare`: whether what is missing may be
+    downloaded or unpacked.
+    """
     splits = ("train", "validation", "test") if recipe.data.validation else ("train", "test")
     with placed(recipe):
         return datasets.load(
@@ -499,7 +503,24 @@ def _load(recipe: Recipe, known: DataRecord | None = None) -> ImageData:
             storage=recipe.data.storage,
             workers=recipe.data.workers,
             constants=(known.mean, known.std) if known else None,
+            prepare=prepare,
         )
+
+
+def _load_again(run: Run, *, asked: bool) -> ImageData:
+    """Read the splits of a run that goes on.
+
+    Its images were there when it began. Where they are gone they are downloaded or unpacked again only if the user has
+    named the recipe that says so (`asked`): the run may be somebody else's.
+    """
+    try:
+        return _load(run.recipe, run.data, prepare=asked)
+    except UserError as error:
+        if not asked and datasets.traits(run.recipe.data.dataset).prepared:
+            again = f"distilkit train {run.path / RECIPE} --resume {run.path}"
+            hint = f"to have the images downloaded or unpacked again, name the recipe as well: {again}"
+            error.hint = "; ".join(filter(None, [error.hint, hint]))
+        raise
 
 
 def _with_split(recipe: Recipe, learner: Learner) -> Recipe:
