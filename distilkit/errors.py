@@ -3,11 +3,14 @@
 import difflib
 import errno
 import functools
+import json
 import os
+import re
 import stat
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 _KERNEL = {
     *("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "bpf", "pstore"),
@@ -98,6 +101,34 @@ def _kernel_devices() -> frozenset[int]:
         return frozenset()
     numbers = [mount[2].split(":") for mount in mounts if mount[mount.index("-") + 1] in _KERNEL]
     return frozenset(os.makedev(int(major), int(minor)) for major, minor in numbers)
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Read JSON. Raises `ValueError`, without a word of the content, where it is none or an object has a key twice.
+
+    Of two values of one key Python takes the last, other readers the first: what is checked would not be what is used.
+    """
+    try:
+        return json.loads(content.decode() if isinstance(content, bytes) else content, object_pairs_hook=_once)
+    except UnicodeDecodeError:
+        raise ValueError("it is no UTF-8 text") from None
+
+
+def toml_fault(error: Exception) -> str:
+    """What is wrong with a file that cannot be read as TOML, and where, without a word of what it holds."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no UTF-8 text"
+    place = re.search(r"\((at line \d+, column \d+|at end of document)\)$", str(error))
+    return f"it is not TOML{f' ({place[1]})' if place else ''}"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("an object in it has a key twice")
+    return document
 
 
 def out_of_memory(error: BaseException) -> bool:

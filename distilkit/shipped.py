@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilkit.errors import UserError
+from distilkit.errors import UserError, require_plain_file, toml_fault
 
 PAPERS = r"(ONE|OKDDip) \((?:Lan|Chen) et al\. \d{4}\)"
 # One table or several; a figure that follows, such as 26.61, is none.
@@ -107,9 +107,12 @@ def cells(comment: str) -> list[str]:
 def _merged(file: Path, known: Mapping[str, Path], seen: tuple[Path, ...]) -> dict[str, Any]:
     """Lay a file's tables over those of the file that it extends."""
     try:
+        require_plain_file(file)
         tree = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as a recipe: {error}", f"distilkit train {file} --dry-run") from error
+        raise UserError(
+            f"{file} cannot be read as a recipe: {toml_fault(error)}", f"distilkit train {file} --dry-run"
+        ) from error
     base = tree.pop("extends", None)
     if not isinstance(base, str) or file in seen:
         return tree

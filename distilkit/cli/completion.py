@@ -16,6 +16,7 @@ from typing import Any
 
 import typer
 
+from distilkit.errors import require_plain_file
 from distilkit.training.files import begun
 
 PACKAGE = Path(__file__).parents[1]
@@ -181,6 +182,7 @@ def _records(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
+        require_plain_file(folder / "run.json")
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}

@@ -103,6 +103,9 @@ def load(
     if prepare:
         source.prepare(root, parts, download=download)
     described = source.spec(root, image_size, channels)
+    if not prepare and source.traits.prepared and storage != "stream":
+        # Folders that are missing are named before the room for what they would hold.
+        source.pictures(root, described, parts)
     if constants:
         described = replace(described, mean=constants[0], std=constants[1])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import shipped
-from distilkit.errors import UserError, did_you_mean
+from distilkit.errors import UserError, did_you_mean, require_plain_file, toml_fault
 
 _NAME_LINE = re.compile(r"^name[ \t]*=.*$", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -108,6 +108,7 @@ def _find(source: str, known: dict[str, Path]) -> Path:
 
 def _read(file: Path) -> str:
     try:
+        require_plain_file(file)
         return file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "name a recipe's file") from error
+        raise UserError(f"{file} cannot be read: {toml_fault(error)}", "name a recipe's file") from error

@@ -40,7 +40,7 @@ from distilkit.training.teacher import Teacher
 from distilkit.training.tracking import check_installed
 from distilkit.training.trainer import Trainer, check_settings
 from distilkit.workflows.cards import finished_card, refresh
-from distilkit.workflows.teachers import open_teacher, resolve_teacher
+from distilkit.workflows.teachers import name_code, open_teacher, resolve_teacher
 
 PACKAGES = ("torch", "torchvision", "accelerate", "fvcore", "onnx", "onnxruntime", "safetensors", "numpy")
 
@@ -53,6 +53,7 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     optimizer's state.
     """
     spec = _spec(recipe)
+    name_code(recipe, runs)
     learner = build_learner(recipe, spec)
     recipe = _with_split(recipe, learner)
     with placed(recipe):
@@ -113,6 +114,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
         check_installed(recipe.tracking)
         precisions.check(recipe.train.precision, here.device)
         recipe = resolve_teacher(recipe, runs)
+    name_code(recipe, runs)
     learner = build_learner(recipe, spec)
     recipe = _with_split(recipe, learner)
     with placed(recipe):
@@ -278,6 +280,7 @@ def _continue(
     with placed(run.recipe):
         check_installed(run.recipe.tracking)
         precisions.check(run.recipe.train.precision, here.device)
+    name_code(run.recipe, run.path.parent)
     learner = build_learner(run.recipe, run.data.spec())
     run.recipe = _with_split(run.recipe, learner)
     with placed(run.recipe):
