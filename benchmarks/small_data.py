@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from distilkit.data.pixels import open_image
+
 EACH = 100
 """Training images taken of every class."""
 
@@ -63,7 +65,7 @@ def from_folder(root: Path) -> dict[str, Pictures]:
     source = {}
     for split in ("train", "test"):
         files = sorted(file for file in (root / split).glob("*/*") if file.is_file())
-        source[split] = _gather((file.parent.name, np.asarray(Image.open(file).convert("RGB"))) for file in files)
+        source[split] = _gather((file.parent.name, np.asarray(open_image(file).convert("RGB"))) for file in files)
     return source
 
 

@@ -2,13 +2,23 @@
 
 import difflib
 import errno
+import functools
+import json
 import os
+import re
 import stat
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from distilkit.spelling import plain
+
+_KERNEL = {
+    *("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "bpf", "pstore"),
+    *("efivarfs", "binfmt_misc", "mqueue", "devpts", "fusectl", "nsfs", "selinuxfs"),
+}
+"""The file systems that the kernel makes up: what is read from them lies on no disk."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +70,67 @@ class SettingError(UserError):
 
 
 def require_plain_file(path: str | os.PathLike[str], most_bytes: int | None = None) -> None:
-    """Raise `OSError` where `path` is a pipe, a socket or a device, as an archive of a stranger may hold them.
+    """Raise `OSError` where `path` is a pipe, a socket, a device or a file of the kernel's, such as those in /proc.
 
-    To open one may wait for ever, and to read it may never end; neither does one of more than `most_bytes`, which is
-    refused too: a terabyte of zeros takes no room. A folder passes: `open` refuses it by itself.
+    A stranger's archive may hold them, and a stranger's recipe may name them. To open one may wait for ever, to read
+    it may never end, and what it says is nobody else's business. A file of more than `most_bytes` is refused too: a
+    terabyte of zeros takes no room. A folder passes: `open` refuses it by itself.
     """
     found = os.stat(path)  # noqa: PTH116 - for every picture of a data set
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+    plain = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+    if not plain or found.st_dev in _kernel_devices():
         raise OSError(errno.EINVAL, "it is no plain file", str(path))
     if most_bytes is not None and found.st_size > most_bytes:
         raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and {most_bytes:,} are the most", str(path))
+
+
+def is_plain_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file that `require_plain_file` lets pass; a folder is none."""
+    try:
+        require_plain_file(path)
+    except (OSError, ValueError):
+        return False
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+@functools.cache
+def _kernel_devices() -> frozenset[int]:
+    """The device numbers of such file systems here. Their files seem plain, and mostly empty."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            mounts = [line.split() for line in file]
+    except OSError:  # another system than Linux
+        return frozenset()
+    numbers = [mount[2].split(":") for mount in mounts if mount[mount.index("-") + 1] in _KERNEL]
+    return frozenset(os.makedev(int(major), int(minor)) for major, minor in numbers)
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Read JSON. Raises `ValueError`, without a word of the content, where it is none or an object has a key twice.
+
+    Of two values of one key Python takes the last, other readers the first: what is checked would not be what is used.
+    """
+    try:
+        return json.loads(content.decode() if isinstance(content, bytes) else content, object_pairs_hook=_once)
+    except UnicodeDecodeError:
+        raise ValueError("it is no UTF-8 text") from None
+
+
+def toml_fault(error: Exception) -> str:
+    """What is wrong with a file that cannot be read as TOML, and where, without a word of what it holds."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no UTF-8 text"
+    place = re.search(r"\((at line \d+, column \d+|at end of document)\)$", str(error))
+    return f"it is not TOML{f' ({place[1]})' if place else ''}"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("an object in it has a key twice")
+    return document
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -57,6 +57,9 @@ class DataRecord(BaseModel):
     def load(self, splits: Sequence[str], root: str | None = None) -> datasets.ImageData:
         """The images of these splits, from where the run had them, or from `root`.
 
+        What the record names is only read: somebody else may have written it. Downloaded, where the run's recipe
+        allows it, and unpacked is in `root` alone, which the user has typed.
+
         Raises `UserError` when they are not there or are of other classes.
         """
         traits = datasets.traits(self.dataset)
@@ -70,6 +73,7 @@ class DataRecord(BaseModel):
                 self.dataset,
                 Path(root or self.root),
                 download=self.download,
+                prepare=root is not None,
                 image_size=self.size,
                 channels=self.channels if traits.channels else None,
                 validation=self.validation,
@@ -81,6 +85,8 @@ class DataRecord(BaseModel):
             )
         except UserError as error:
             where = f"if the images have moved, name their folder with --data; the model was trained on {self.root}/"
+            if root is None and traits.prepared:
+                where += "; nothing is downloaded or unpacked into a folder that was not typed"
             raise UserError(error.problem, "; ".join(filter(None, [error.hint, where]))) from error
         if data.spec.classes != self.classes:
             raise UserError(

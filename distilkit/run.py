@@ -8,7 +8,6 @@ network is the user's own, the folder names the module that builds it; it is imp
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from distilkit.data.storage import machine_memory
-from distilkit.errors import UserError, require_plain_file
+from distilkit.errors import UserError, parse_json, require_plain_file
 from distilkit.group import Classifier, Normalize
 from distilkit.known_data import DataRecord
 from distilkit.learner import Learner
@@ -184,7 +183,7 @@ class Run:
         record = _read_json(path / RECORD, "a run")
         if record.get("format") not in files.READABLE:
             raise UserError(
-                f"{path / RECORD} has format {record.get('format')!r}; this distilkit reads up to {FORMAT}",
+                f"{path / RECORD} {files.other_format(record)}; this distilkit reads up to {FORMAT}",
                 "update distilkit to read it",
             )
         missing = [key for key in REQUIRED if key not in record]
@@ -214,6 +213,11 @@ class Run:
         except (KeyError, ValidationError) as error:
             raise UserError(f"{self.path / RECORD} is damaged: its data section: {_brief(error)}", RETRAIN) from error
         return data
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """What builds the networks of its members."""
+        return self.recipe.architectures
 
     @property
     def checkpoints(self) -> Path:
@@ -303,6 +307,7 @@ class Run:
         """Raise `UntrustedCodeError` if the run's networks are built by code that may not be executed here."""
         for architecture in self.recipe.architectures:
             own.require_trust(architecture, f"opening {self.path}")
+        own.name_modules(self.recipe.architectures)
 
     def network(self, place: int) -> ModelSection:
         """What builds the network of the member at this place of the group."""
@@ -339,10 +344,15 @@ class PrunedModel:
         config = _read_json(path / CONFIG, "a pruned model")
         if config.get("format") != CONFIG_FORMAT:
             raise UserError(
-                f"{path / CONFIG} has format {config.get('format')!r}; this distilkit reads {CONFIG_FORMAT}",
+                f"{path / CONFIG} {files.other_format(config)}; this distilkit reads {CONFIG_FORMAT}",
                 "update distilkit to read it",
             )
         return cls(path, config)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """What builds its network."""
+        return (str(self.config.get("architecture")),)
 
     def model(self) -> Model:
         """The classifier with its weights.
@@ -442,9 +452,21 @@ def open_model(
     path: Path | None, runs: Path, *, member: str | None = None, checkpoint: str | None = None
 ) -> tuple[Run | PrunedModel, Model]:
     """A classifier from a run (any member, any checkpoint) or from a pruned model's folder."""
-    found = find(path, runs)
+    return open_models([path], runs, member=member, checkpoint=checkpoint)[0]
+
+
+def open_models(
+    paths: Sequence[Path | None], runs: Path, *, member: str | None = None, checkpoint: str | None = None
+) -> list[tuple[Run | PrunedModel, Model]]:
+    """`open_model` of several; the code that they execute, where it is trusted, is named before any of it is."""
+    found = [find(path, runs) for path in paths]
+    own.name_modules([name for each in found for name in each.architectures])
+    return [(each, _opened(each, member, checkpoint)) for each in found]
+
+
+def _opened(found: Run | PrunedModel, member: str | None, checkpoint: str | None) -> Model:
     if isinstance(found, Run):
-        return found, found.model(member, checkpoint)
+        return found.model(member, checkpoint)
     model = found.model()
     if member not in (None, model.member):
         raise UserError(
@@ -452,7 +474,7 @@ def open_model(
         )
     if checkpoint is not None:
         raise UserError(f"{found.path} is a pruned model and has no checkpoints", "leave --checkpoint out")
-    return found, model
+    return model
 
 
 def _finished(runs: Path) -> list[Path]:
@@ -484,7 +506,7 @@ def _known_record(path: Path) -> dict[str, Any]:
 def _read_json(file: Path, what: str) -> dict[str, Any]:
     try:
         require_plain_file(file, files.LARGEST_JSON)
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = parse_json(file.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{file.parent} is not {what}: it has no {file.name}", f"name the folder of {what}") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -881,7 +881,7 @@ def test_an_impossible_path_is_refused(source: str) -> None:
 def test_a_file_that_is_not_utf_8_is_refused_with_the_line() -> None:
     Path("latin.toml").write_bytes(b'# ok\nname = "gr\xf6\xdfe"\n')
     fault = refused("latin.toml").faults[0]
-    assert (fault.place, fault.problem) == ("latin.toml:2", "not UTF-8 text (byte 0xf6)")
+    assert (fault.place, fault.problem) == ("latin.toml:2", "not UTF-8 text")
     assert fault.hint == "save the file as UTF-8"
     Path("wide.toml").write_bytes(SMALL.encode("utf-16"))
     assert "not UTF-8" in refused("wide.toml").faults[0].problem

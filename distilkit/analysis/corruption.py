@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distilkit.data.pixels import open_image
 from distilkit.randomness import generator
 
 SEVERITIES = 5
@@ -83,7 +84,7 @@ def _jpeg(images: Tensor, amount: float, draws: torch.Generator) -> Tensor:
         Image.fromarray(pixels_HWC.squeeze(-1) if pixels_HWC.shape[-1] == 1 else pixels_HWC).save(
             file, "JPEG", quality=int(amount)
         )
-        decoded = np.asarray(Image.open(file))
+        decoded = np.asarray(open_image(file))
         return torch.from_numpy(decoded.reshape(pixels_HWC.shape).copy())
 
     with ThreadPoolExecutor() as pool:

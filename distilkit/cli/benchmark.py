@@ -47,7 +47,7 @@ def benchmark(
     from distilkit.models.own import code_trusted
     from distilkit.workflows.benchmark import benchmark as workflow
 
-    with code_trusted(trust_code):
+    with code_trusted(trust_code, console.tell):
         document = workflow(
             paths or [],
             runs,

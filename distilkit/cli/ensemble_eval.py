@@ -40,7 +40,7 @@ def ensemble_eval(
     from distilkit.models.own import code_trusted
     from distilkit.workflows.ensemble_eval import ensemble_eval as workflow
 
-    with code_trusted(trust_code):
+    with code_trusted(trust_code, console.tell):
         document = workflow(
             run or [],
             runs,

@@ -33,7 +33,7 @@ def evaluate(
     from distilkit.models.own import code_trusted
     from distilkit.workflows.evaluate import evaluate as workflow
 
-    with code_trusted(trust_code):
+    with code_trusted(trust_code, console.tell):
         document = workflow(
             run,
             runs,

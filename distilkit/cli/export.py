@@ -122,7 +122,7 @@ def export(
     from distilkit.workflows.export import export as workflow
     from distilkit.workflows.quantize import Quantization
 
-    with code_trusted(trust_code):
+    with code_trusted(trust_code, console.tell):
         document = workflow(
             run,
             runs,

@@ -52,7 +52,7 @@ def models(
     if name is not None:
         if library is not None or pattern is not None:
             raise UserError(f"--library and --filter make a list, and {name!r} is one architecture", "leave them out")
-        with code_trusted(trust_code):
+        with code_trusted(trust_code, console.tell):
             document = show_model(name, classes=classes, size=size, channels=channels)
     else:
         observer = Observer() if json_output else console.TerminalObserver()

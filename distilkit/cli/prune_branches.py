@@ -27,7 +27,7 @@ def prune_branches(
     from distilkit.models.own import code_trusted
     from distilkit.workflows.prune_branches import prune_branches as workflow
 
-    with code_trusted(trust_code):
+    with code_trusted(trust_code, console.tell):
         document = workflow(
             run,
             runs,

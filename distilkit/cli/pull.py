@@ -36,7 +36,7 @@ def pull(
     from distilkit.models.own import code_trusted
     from distilkit.workflows.pull import pull as workflow
 
-    with code_trusted(trust_code):
+    with code_trusted(trust_code, console.tell):
         document = workflow(source, to=to, revision=revision, observer=console.TerminalObserver())
     console.print_json(document) if json_output else _show(document)
 

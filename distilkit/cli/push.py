@@ -49,7 +49,7 @@ def push(
     from distilkit.models.own import code_trusted
     from distilkit.workflows.push import push as workflow
 
-    with code_trusted(trust_code):
+    with code_trusted(trust_code, console.tell):
         document = workflow(
             path,
             runs,

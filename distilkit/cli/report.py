@@ -62,7 +62,7 @@ def report(
 
     if figures is not None and no_figures:
         raise UserError("--figures and --no-figures contradict each other", "leave one of them out")
-    with code_trusted(trust_code):
+    with code_trusted(trust_code, console.tell):
         document = workflow(
             run or [],
             runs,

@@ -103,7 +103,7 @@ def robustness(
         wanted = wanted.with_parameters(threshold_of_options(max_increase, at))
     kinds = [kind.strip() for kind in inputs.split(",")] if inputs else []
     kinds = list(corruption.names()) if kinds == ["all"] else kinds
-    with code_trusted(trust_code):
+    with code_trusted(trust_code, console.tell):
         document = workflow(
             run or [],
             runs,

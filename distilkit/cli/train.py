@@ -94,18 +94,19 @@ def train(
     from distilkit.workflows.together import train_together
 
     observer = console.TerminalObserver() if is_main() else Observer()
+    trusted = code_trusted(trust_code, console.tell if is_main() else lambda _: None)
     loaded = None
     if recipe is not None:
         # A run's own recipe may be of an earlier version.
         own = upgrade.is_of_a_run(Path(recipe))
         loaded = upgrade.load(Path(recipe), overrides or [])[0] if own else load(recipe, overrides or [])
     if dry_run and loaded is not None:
-        with code_trusted(trust_code):
+        with trusted:
             document = workflow.dry_run(loaded, runs)
         console.print_json(document) if json_output else _show_plan(document)
         return
     command = shlex.join(["distilkit", *sys.argv[1:]])
-    with code_trusted(trust_code):
+    with trusted:
         if resume is not None:
             path = find_run(resume, runs).path
             document = workflow.resume(

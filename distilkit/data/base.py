@@ -95,8 +95,8 @@ class Traits:
 
     `augment`: the default, one of `augment.names()`. `image_size`: whether a recipe may choose it; `default_size`: what
     it is then, None if only the files tell. `channels`: whether a recipe may choose grey or colour. `reads_files`:
-    whether `root` matters. `short_side`: to how many pixels a picture's shorter side is brought for every pixel of the
-    central square that is cut out.
+    whether `root` matters. `prepared`: whether its files can be downloaded or unpacked. `short_side`: to how many
+    pixels a picture's shorter side is brought for every pixel of the central square that is cut out.
     """
 
     augment: str
@@ -104,6 +104,7 @@ class Traits:
     default_size: int | None = None
     channels: bool = False
     reads_files: bool = True
+    prepared: bool = False
     short_side: float = 1.0
 
     def framing(self, size: int, channels: int) -> Framing:
@@ -125,7 +126,7 @@ class Source(Protocol):
         """Say whether the images are there, and in one line for people: where, or which file to put where."""
 
     def prepare(self, root: Path, parts: Collection[str], *, download: bool) -> None:
-        """Download or unpack what `parts` need. Raises `UserError` where that fails."""
+        """Download or unpack what `parts` need: the only method that writes. Raises `UserError` where that fails."""
 
     def labels(self, root: Path) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]] | None:
         """Say the labels of "train" and "test" where that is cheap: nothing is decoded. None where it is not."""
@@ -133,7 +134,7 @@ class Source(Protocol):
     def pictures(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pictures] | None:
         """List the image files of `parts`; None where the images do not lie in files of their own."""
 
-    def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
+    def read(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pixels]:
         """Read the images of `parts`, out of "train" and "test". Raises `UserError` that names the files at fault."""
 
 
@@ -141,7 +142,7 @@ class Plain:
     """What most sources answer alike."""
 
     def prepare(self, root: Path, parts: Collection[str], *, download: bool) -> None:
-        """Do nothing: `read` does it."""
+        """Do nothing: the images are there or are not."""
 
     def labels(self, root: Path) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]] | None:
         """Say nothing: the labels lie with the images."""

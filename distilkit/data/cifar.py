@@ -13,7 +13,7 @@ import numpy as np
 
 from distilkit.data.base import DataSpec, Pixels, Plain, Traits, require_size
 from distilkit.data.registry import register
-from distilkit.errors import UserError
+from distilkit.errors import UserError, require_plain_file
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Cifar(Plain):
     @property
     def traits(self) -> Traits:
         """What is known without files."""
-        return Traits("crop-flip")
+        return Traits("crop-flip", prepared=True)
 
     def spec(self, root: Path, image_size: int | None, channels: int | None) -> DataSpec:
         """Describe the set; nothing depends on its files."""
@@ -52,30 +52,54 @@ class Cifar(Plain):
             return False, f"{files.filename} will be downloaded from {files.url} into {root}"
         return False, f"put {files.filename} (md5 {files.tgz_md5}) from {files.url} into {root}"
 
-    def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
-        """Read the images in the files' order.
+    def read(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pixels]:
+        """Read the images in the files' order. torchvision unpickles no file whose checksum is another."""
+        self._require_plain(root)
+        files = self._torchvision()
+        with warnings.catch_warnings():
+            # NumPy 2.4.0 to 2.4.4 warn of how pickles of 2009 spell a dtype (numpy issue 30786).
+            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+            try:
+                read = {part: files(root, train=part == "train", download=False) for part in parts}
+            except RuntimeError as error:  # torchvision's, for what is missing or damaged, without its name
+                raise self._error(root, self._state(root) or str(error)) from error
+        return {part: Pixels(got.data, np.asarray(got.targets, dtype=np.int64)) for part, got in read.items()}
 
-        Where files are missing or damaged, an archive beside their folder is unpacked, `download` or not; with
-        `download` it is fetched first if it is not there. torchvision unpickles no file whose checksum is another.
+    def prepare(self, root: Path, parts: Collection[str], *, download: bool) -> None:
+        """Unpack the archive beside the folder where files are missing or damaged, `download` or not.
+
+        With `download` it is fetched first if it is not there.
         """
         from torchvision.datasets.utils import check_integrity
 
+        self._require_plain(root)
         files, archive = self._torchvision(), self._archive(root)
-        faulty = [path for path, md5 in self._files(root) if not check_integrity(path, md5)]
-        if faulty:
-            damaged = [str(path) for path in faulty if path.is_file()]
-            state = f"damaged (not the published md5): {', '.join(damaged)}" if damaged else f"there is no {faulty[0]}"
+        if state := self._state(root):
             if not download and not archive.is_file():
                 raise self._error(root, state)
             if not download and not check_integrity(archive, files.tgz_md5):
                 raise self._error(root, f"{archive} is damaged: its md5 is not {files.tgz_md5}")
             self._fetch(root, state)
 
-        with warnings.catch_warnings():
-            # NumPy 2.4.0 to 2.4.4 warn of how pickles of 2009 spell a dtype (numpy issue 30786).
-            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-            read = {part: files(root, train=part == "train", download=False) for part in parts}
-        return {part: Pixels(got.data, np.asarray(got.targets, dtype=np.int64)) for part, got in read.items()}
+    def _state(self, root: Path) -> str | None:
+        """What is missing or damaged; None where all files are the published ones."""
+        from torchvision.datasets.utils import check_integrity
+
+        faulty = [path for path, md5 in self._files(root) if not check_integrity(path, md5)]
+        damaged = [str(path) for path in faulty if path.is_file()]
+        if damaged:
+            return f"damaged (not the published md5): {', '.join(damaged)}"
+        return f"there is no {faulty[0]}" if faulty else None
+
+    def _require_plain(self, root: Path) -> None:
+        """Raise `UserError` for a pipe or a device in the place of a file, before it is read."""
+        for path in (self._archive(root), *(path for path, _ in self._files(root))):
+            try:
+                require_plain_file(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise self._error(root, f"{path} cannot be read: {error.strerror}") from error
 
     def _torchvision(self) -> Any:
         from torchvision import datasets

@@ -78,6 +78,7 @@ def load(
     storage: str = "resident",
     workers: int | None = None,
     constants: Constants | None = None,
+    prepare: bool = True,
 ) -> ImageData:
     """Read the splits asked for; files that none of them needs are not decoded.
 
@@ -89,7 +90,8 @@ def load(
     `storage`: with "stream", images that lie in files of their own stay there (`pictures.StreamedImages`), to be
     decoded by `workers` processes (None: one per core) when they are asked for; their mean and std are of up to
     `MEASURED` training images. All other images are read into the host's memory. `constants`: mean and std that are
-    known from before, and not computed again.
+    known from before, and not computed again. `prepare`: with False nothing is downloaded or unpacked, whatever
+    `download` says, and nothing is written to `root`.
 
     Raises `SettingError` ("data.dataset", "data.image_size", "data.channels", "data.validation", "data.storage") and
     `UserError` where files are missing or cannot be read.
@@ -98,8 +100,12 @@ def load(
         raise ValueError(f"no such splits: {', '.join(sorted(unknown))}")
     source, root = _source(name), _place(root)
     parts = [part for part, users in (("train", {"train", "validation"}), ("test", {"test"})) if users & set(splits)]
-    source.prepare(root, parts, download=download)
+    if prepare:
+        source.prepare(root, parts, download=download)
     described = source.spec(root, image_size, channels)
+    if not prepare and source.traits.prepared and storage != "stream":
+        # Folders that are missing are named before the room for what they would hold.
+        source.pictures(root, described, parts)
     if constants:
         described = replace(described, mean=constants[0], std=constants[1])
 
@@ -107,7 +113,7 @@ def load(
     if storage == "stream":
         read = source.pictures(root, described, parts)
     if read is None:
-        read = _in_memory(source, root, described, parts, download)
+        read = _in_memory(source, root, described, parts)
     images = {part: _images(each, workers) for part, each in read.items()}
     labels = {part: each.labels for part, each in read.items()}
 
@@ -291,9 +297,7 @@ def _validation_error(problem: str, count: int) -> SettingError:
     )
 
 
-def _in_memory(
-    source: Source, root: Path, described: DataSpec, parts: Collection[str], download: bool
-) -> dict[str, Pixels]:
+def _in_memory(source: Source, root: Path, described: DataSpec, parts: Collection[str]) -> dict[str, Pixels]:
     counts = {"train": described.train_images, "test": described.test_images}
     need, free = sum(counts[part] or 0 for part in parts) * described.size**2 * described.channels, free_memory()
     problem = f"the pixels of {described.name} take {need / 1e9:.1f} GB as {described.size} x {described.size} images"
@@ -303,7 +307,7 @@ def _in_memory(
     if free is not None and need > free:
         raise SettingError("data.storage", f"{problem}, more than the {free / 1e9:.1f} GB of free memory", hint)
     try:
-        return source.read(root, described, parts, download=download)
+        return source.read(root, described, parts)
     except MemoryError as error:
         raise SettingError("data.storage", f"{problem}, more than the memory gives", hint) from error
 

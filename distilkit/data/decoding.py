@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from distilkit.data import augment
-from distilkit.data.pixels import UNREADABLE, Framing, Pixels, as_array, decode, reason, to_mode
-from distilkit.errors import UserError, require_plain_file
+from distilkit.data.pixels import UNREADABLE, Framing, Pixels, as_array, decode, open_image, reason, to_mode
+from distilkit.errors import UserError
 
 NAMED_FILES = 10
 PREFETCH = 2
@@ -47,7 +47,7 @@ def decode_crop(path: Path | str, framing: Framing, numbers_K1: Tensor) -> tuple
     quarter or an eighth of its size. Raises one of `UNREADABLE`.
     """
     size = framing.size
-    with Image.open(path) as image:
+    with open_image(path) as image:
         turned = image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
         width, height = reversed(image.size) if turned else image.size
         box_51 = augment.place_resized_crops(numbers_K1, height, width)
@@ -112,7 +112,6 @@ class Decoder(Dataset[Decoded]):
         faults = []
         for place, path in enumerate(request.paths):
             try:
-                require_plain_file(path)
                 if numbers is None or boxes is None:
                     images_BHWC[place] = decode(path, self.framing)
                 else:

@@ -38,7 +38,7 @@ class Digits(Plain):
         """Say that they are always there."""
         return True, "embedded in scikit-learn"
 
-    def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
+    def read(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pixels]:
         """Take the images out of scikit-learn."""
         from sklearn.datasets import load_digits
 

@@ -13,7 +13,7 @@ from distilkit.data.base import DataSpec, Pictures, Pixels, Plain, Traits
 from distilkit.data.decoding import RUN, unreadable
 from distilkit.data.pixels import UNREADABLE, Framing, decode, reason
 from distilkit.data.registry import register
-from distilkit.errors import SettingError, UserError, require_plain_file
+from distilkit.errors import SettingError, UserError
 
 DEFAULT_SIZE = 32
 TEST_FOLDERS = ("test", "val")
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
 
 class ImageFolder(Plain):
-    """Images of any size and format that Pillow reads, brought to squares of one size, in RGB or grey.
+    """Images of any size, of the formats in `pixels.FORMATS`, brought to squares of one size, in RGB or grey.
 
     Classes are the folders' names, sorted. Hidden files and folders (a leading dot) are passed over. Where there is
     a `test` folder, `val` is not read: what is held out for validation comes out of `train`, as for every data set.
@@ -77,7 +77,7 @@ class ImageFolder(Plain):
         """List the files."""
         return listed(root, find_images(root), parts, self.traits.framing(spec.size, spec.channels))
 
-    def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
+    def read(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pixels]:
         """Decode the images of `parts`, on all cores. Raises one `UserError` for all files that cannot be read."""
         return decode_all(self.pictures(root, spec, parts))
 
@@ -115,7 +115,6 @@ def decode_all(pictures: dict[str, Pictures]) -> dict[str, Pixels]:
         faults = []
         for place, path in enumerate(paths[start : start + RUN], start):
             try:
-                require_plain_file(path)
                 images_NHWC[place] = decode(path, framing)
             except UNREADABLE as error:
                 faults.append(f"{path}: {reason(path, error)}")

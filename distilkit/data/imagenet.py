@@ -12,7 +12,7 @@ import numpy as np
 from distilkit.data.base import DataSpec, Pictures, Pixels, Plain, Traits
 from distilkit.data.image_folder import Layout, checked_size, decode_all, described, find_images, listed
 from distilkit.data.registry import register
-from distilkit.errors import UserError
+from distilkit.errors import UserError, is_plain_file, require_plain_file
 
 DEFAULT_SIZE = 224
 # The test image's shorter side for every pixel of the crop, as is usual: 256 for 224.
@@ -36,7 +36,9 @@ class ImageNet(Plain):
     streamed, which is what training on ImageNet means; resident, out of the squares.
     """
 
-    traits = Traits("random-resized-crop", image_size=True, default_size=DEFAULT_SIZE, short_side=SHORT_SIDE)
+    traits = Traits(
+        "random-resized-crop", image_size=True, default_size=DEFAULT_SIZE, short_side=SHORT_SIDE, prepared=True
+    )
 
     def spec(self, root: Path, image_size: int | None, channels: int | None) -> DataSpec:
         """Describe the folders; where there are none yet, the published set, so that a recipe can be looked at."""
@@ -59,7 +61,7 @@ class ImageNet(Plain):
             except UserError as error:
                 return False, error.problem.replace("\n", " ")
         archives = [_archive(root, FOLDERS[part]) for part in missing]
-        if all(archive.is_file() for archive in archives):
+        if all(is_plain_file(archive) for archive in archives):
             return True, f"{' and '.join(map(str, archives))} (to be unpacked)"
         return False, _hint(root)
 
@@ -70,9 +72,9 @@ class ImageNet(Plain):
         # Of both: the folders have to agree on the classes.
         missing = [folder for folder in FOLDERS.values() if not (root / folder).is_dir()]
         for folder in missing:
-            if not _archive(root, folder).is_file():
+            if not is_plain_file(_archive(root, folder)):
                 raise UserError(f"there is neither a folder {root / folder} nor {_archive(root, folder)}", _hint(root))
-        if not (root / imagenet.META_FILE).is_file() and _archive(root, "devkit").is_file():
+        if not (root / imagenet.META_FILE).is_file() and is_plain_file(_archive(root, "devkit")):
             _unpacked(root, lambda: imagenet.parse_devkit_archive(root))
         elif "val" in missing and not (root / imagenet.META_FILE).is_file():
             # The validation archive is flat: the kit alone knows which class an image is of.
@@ -95,7 +97,7 @@ class ImageNet(Plain):
         """List the files."""
         return listed(root, self._layout(root), parts, self.traits.framing(spec.size, spec.channels))
 
-    def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
+    def read(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pixels]:
         """Decode the images of `parts`, on all cores. Raises one `UserError` for all files that cannot be read."""
         return decode_all(self.pictures(root, spec, parts))
 
@@ -108,6 +110,7 @@ class ImageNet(Plain):
         if not (root / imagenet.META_FILE).is_file():
             return wnids
         try:
+            require_plain_file(root / imagenet.META_FILE)
             known = imagenet.load_meta_file(root)[0]
             names = [", ".join(known[wnid]) if wnid in known else wnid for wnid in wnids]
         except Exception as error:

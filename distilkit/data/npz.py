@@ -94,7 +94,7 @@ class Npz(Plain):
         file = _open(root)
         return {part: self._labels(file, part) for part in PARTS}
 
-    def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
+    def read(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pixels]:
         """Read the arrays."""
         file, read = _open(root), {}
         for part in parts:
@@ -186,26 +186,32 @@ def _headers(path: Path) -> dict[str, _Header]:
         require_plain_file(path)
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
-                name = entry.filename
-                if name.removesuffix(".npy") in headers:
+                # Of an archive that is none of NumPy's no name is quoted.
+                name = entry.filename.removesuffix(".npy") if entry.filename.endswith(".npy") else ""
+                if not name:
+                    raise ValueError("it holds something else than arrays")
+                if name in headers:
                     raise ValueError("it is there twice")
                 with archive.open(entry) as file:
                     header = _header(file)
                     size = int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize
                     if not header.dtype.hasobject and file.tell() + size != entry.file_size:
                         raise ValueError("its size is not what its head says")
-                headers[name.removesuffix(".npy")] = header
+                headers[name] = header
     except (*UNREADABLE, *UNREADABLE_TOO) as error:
-        which = f" (array {name.removesuffix('.npy')})" if name else ""
+        which = f" (array {name})" if name else ""
         hint = "np.savez(file, x_train=..., y_train=..., x_test=..., y_test=...) writes such a file"
         raise UserError(f"{path} cannot be read as .npz{which}: {error or type(error).__name__}", hint) from error
     return headers
 
 
 def _header(file: IO[bytes]) -> _Header:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:  # NumPy's words quote what is there
+        raise ValueError("its head is no array's") from error
     return _Header(tuple(shape), dtype)
 
 

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from distilkit.data.base import Pictures
@@ -23,7 +22,7 @@ from distilkit.data.decoding import (
     default_workers,
     unreadable,
 )
-from distilkit.data.pixels import UNREADABLE, reason
+from distilkit.data.pixels import UNREADABLE, open_image, reason
 from distilkit.errors import require_plain_file
 
 CHECKED = 100_000
@@ -109,7 +108,7 @@ class StreamedImages:
                     if size == 0:
                         fault = f"{full}: empty"
                     elif heads:
-                        Image.open(full).close()
+                        open_image(full).close()
                 except UNREADABLE as error:
                     size, fault = 0, f"{full}: {reason(full, error)}"
                 found.append((size, fault))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilkit.data.pixels import Framing
+from distilkit.errors import parse_json
 
 Layout = Literal["nchw", "nhwc"]
 Type = Literal["float32", "float16", "uint8"]
@@ -38,7 +39,7 @@ class Preparation(NamedTuple):
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote. Raises `ValueError` for everything else: what is not understood is not guessed."""
         try:
-            document = json.loads(text)
+            document = parse_json(text)
             sizes = (document["height"], document["resize"]["to"], document["channels"])
             found = cls(Framing(*sizes), document["layout"], document["dtype"])
             understood = (

@@ -9,7 +9,7 @@ import numpy as np
 
 from distilkit.data.base import DataSpec, Pixels, Plain, Traits, require_size
 from distilkit.data.registry import register
-from distilkit.errors import UserError
+from distilkit.errors import UserError, require_plain_file
 
 FILES = {"train": ("train", "extra"), "test": ("test",)}
 TRAIN_IMAGES = 73_257 + 531_131
@@ -23,7 +23,7 @@ class Svhn(Plain):
     computed from the training images: the figures in circulation are of `train` without `extra`.
     """
 
-    traits = Traits("none")
+    traits = Traits("none", prepared=True)
 
     def spec(self, root: Path, image_size: int | None, channels: int | None) -> DataSpec:
         """Describe the set; nothing depends on its files."""
@@ -41,26 +41,49 @@ class Svhn(Plain):
             return False, f"{files} will be downloaded into {root}"
         return False, self._hint(root, missing)
 
-    def read(self, root: Path, spec: DataSpec, parts: Collection[str], *, download: bool) -> dict[str, Pixels]:
-        """Read the images in the files' order; with `download`, missing and damaged files are fetched first."""
-        return {part: self._together([self._open(root, name, download) for name in FILES[part]]) for part in parts}
+    def prepare(self, root: Path, parts: Collection[str], *, download: bool) -> None:
+        """With `download`, fetch the files of `parts` that are missing or damaged."""
+        from torchvision.datasets.utils import check_integrity, download_url
 
-    def _open(self, root: Path, name: str, download: bool) -> Any:
+        for name in [name for part in parts for name in FILES[part]] if download else ():
+            url, file, md5 = self._file(name)
+            self._require_plain(root, name)
+            if check_integrity(root / file, md5):
+                continue
+            try:
+                download_url(url, root, file, md5)
+            except (OSError, RuntimeError, http.client.HTTPException) as error:
+                said = str(error) or type(error).__name__
+                raise UserError(
+                    f"{self._state(root, name)}, and fetching {url} failed: {said}", self._hint(root, [name])
+                ) from error
+
+    def read(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pixels]:
+        """Read the images in the files' order."""
+        return {part: self._together([self._open(root, name) for name in FILES[part]]) for part in parts}
+
+    def _open(self, root: Path, name: str) -> Any:
         from torchvision import datasets
 
-        url, file, _ = self._file(name)
-        path = root / file
+        self._require_plain(root, name)
         try:
             return datasets.SVHN(root, name, download=False)
         except RuntimeError as error:  # torchvision's words for a file that is missing or not the published one
-            state = f"{path} is damaged (not the published md5)" if path.is_file() else f"there is no {path}"
-            if not download:
-                raise UserError(state, self._hint(root, [name])) from error
+            raise UserError(self._state(root, name), self._hint(root, [name])) from error
+
+    def _state(self, root: Path, name: str) -> str:
+        path = root / self._file(name)[1]
+        return f"{path} is damaged (not the published md5)" if path.is_file() else f"there is no {path}"
+
+    def _require_plain(self, root: Path, name: str) -> None:
+        """Raise `UserError` for a pipe or a device in the place of a file, before it is read."""
+        path = root / self._file(name)[1]
         try:
-            return datasets.SVHN(root, name, download=True)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            said = str(error) or type(error).__name__
-            raise UserError(f"{state}, and fetching {url} failed: {said}", self._hint(root, [name])) from error
+            require_plain_file(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}", self._hint(root, [name])) from error
 
     def _together(self, opened: list[Any]) -> Pixels:
         images_NHWC = np.empty((sum(len(each.data) for each in opened), 32, 32, 3), dtype=np.uint8)

@@ -15,7 +15,7 @@ from distilkit.errors import UserError
 from distilkit.export.form import ENDINGS
 from distilkit.export.openvino import SECTION, import_openvino, weights_file
 from distilkit.export.program import load_pt2
-from distilkit.export.runtime import RUNTIME_ERRORS, Device, open_session
+from distilkit.export.runtime import RUNTIME_ERRORS, Device, open_session, require_file
 
 _PLACE = re.compile(r"(Check|Exception) ")
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -80,7 +80,7 @@ class _Pt2File:
     runtime = "PyTorch"
 
     def __init__(self, file: Path) -> None:
-        _require(file)
+        require_file(file)
         try:
             program, self.about = load_pt2(file)
             names = program.graph_signature.user_inputs
@@ -108,7 +108,7 @@ class _OpenvinoFile:
     def __init__(self, file: Path, threads: int | None) -> None:
         openvino = import_openvino()
         for each in (file, weights_file(file)):
-            _require(each)
+            require_file(each)
         # Else the CPU device may compute in bfloat16 where it is fast, and nobody could tell that from a wrong file.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -191,8 +191,3 @@ def input_array(opened: OpenedFile, images: Tensor) -> NDArray[Any]:
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     array: NDArray[Any] = pixels.cpu().contiguous().numpy()
     return array
-
-
-def _require(file: Path) -> None:
-    if not file.is_file():
-        raise UserError(f"there is no file {file}" if not file.exists() else f"{file} is not a file")

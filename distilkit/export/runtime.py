@@ -8,7 +8,7 @@ from typing import Any, Literal
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from distilkit.errors import UserError
+from distilkit.errors import UserError, is_plain_file
 
 RUNTIME_ERRORS = (
     ort_errors.Fail,
@@ -36,8 +36,7 @@ def open_session(file: Path, threads: int | None = None, device: Device = "cpu")
     """
     if device == "cuda":
         _require_cuda()
-    if not file.is_file():
-        raise UserError(f"there is no file {file}" if not file.exists() else f"{file} is not a file")
+    require_file(file)
     try:
         str(file).encode()
     except UnicodeEncodeError:
@@ -65,6 +64,12 @@ def open_session(file: Path, threads: int | None = None, device: Device = "cpu")
             "pip install 'onnxruntime-gpu[cuda,cudnn]' brings them; leave --device out to compute on the CPU",
         )
     return session
+
+
+def require_file(file: Path) -> None:
+    """Raise `UserError` where there is no file to be opened: nothing, a folder, a pipe, a device."""
+    if not is_plain_file(file):
+        raise UserError(f"{file} is not a plain file" if file.exists() else f"there is no file {file}")
 
 
 def _require_cuda() -> None:

@@ -8,6 +8,8 @@ nothing is imported here unless the caller has said, around the very call that n
 
 The command line says so where `--trust-code` was typed. That is the whole of the decision: it is kept in a context
 variable of this file, which new threads do not inherit, and nowhere else; no recipe and no run can hold it.
+
+Before the first module is imported, people read the names of all: whoever opens several networks calls `name_modules`.
 """
 
 import functools
@@ -16,7 +18,7 @@ import inspect
 import keyword
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -31,16 +33,28 @@ from distilkit.models.external import is_external
 FORM = "package.module:builder"
 
 
-_trusted: ContextVar[bool] = ContextVar("code_trusted", default=False)
+class _Permission(NamedTuple):
+    """Given for one block. `named`: the modules that `tell` has been told of."""
+
+    tell: Callable[[str], object]
+    named: set[str]
+
+
+_trusted: ContextVar[_Permission | None] = ContextVar("code_trusted", default=None)
+
+
+def _nobody(_: str) -> None:
+    """Whoever trusts code from Python has named it there."""
 
 
 @contextmanager
-def code_trusted(trust: bool = True) -> Iterator[None]:
+def code_trusted(trust: bool = True, tell: Callable[[str], object] = _nobody) -> Iterator[None]:
     """Inside the block the modules that build users' own networks may be imported, and so executed.
 
-    `trust`: False takes the permission away inside the block, also where it was given around it.
+    `trust`: False takes the permission away inside the block, also where it was given around it. `tell`: is told, in
+    one line, which modules will be imported, before the first of them is.
     """
-    token = _trusted.set(trust)
+    token = _trusted.set(_Permission(tell, set()) if trust else None)
     try:
         yield
     finally:
@@ -49,7 +63,21 @@ def code_trusted(trust: bool = True) -> Iterator[None]:
 
 def is_trusted() -> bool:
     """Whether the caller has said so, and this is inside `code_trusted`."""
-    return _trusted.get()
+    return _trusted.get() is not None
+
+
+def name_modules(architectures: Iterable[str]) -> None:
+    """Tell people of the modules that these networks need, of each once; outside of `code_trusted` nothing is said.
+
+    To be called with all that a command will build before it builds the first of them.
+    """
+    permission = _trusted.get()
+    if permission is None:
+        return
+    needed = dict.fromkeys(_parts(name)[0] for name in architectures if is_own(name) and not fault(name))
+    if new := [module for module in needed if module not in permission.named]:
+        permission.named.update(new)
+        permission.tell(f"--trust-code: importing {', '.join(new)}")
 
 
 class UntrustedCodeError(UserError):
@@ -96,7 +124,7 @@ def fault(name: str) -> tuple[str, str | None] | None:
 
 def require_trust(name: str, who: str = "this run") -> None:
     """Raise `UntrustedCodeError` if `name` is a user's own and this is not inside `code_trusted`."""
-    if is_own(name) and not _trusted.get():
+    if is_own(name) and not is_trusted():
         raise UntrustedCodeError(name, who)
 
 
@@ -111,6 +139,7 @@ def builder(name: str) -> Callable[..., nn.Module]:
     require_trust(name)
     if wrong := fault(name):
         raise SettingError("model.architecture", *wrong)
+    name_modules([name])
     where, what = _parts(name)
     function = _function(_module(where), what)
 

@@ -2,17 +2,23 @@
 
 import datetime
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilkit.errors import Fault, UserError, did_you_mean
-from distilkit.recipe.sections import DEFAULT_NAMES, variants
+from distilkit.errors import Fault, UserError, did_you_mean, require_plain_file
+from distilkit.recipe.sections import DEFAULT_NAMES, SECTIONS, variants
 from distilkit.recipe.toml_lines import DEEPEST, Key, NotToml, dotted, key_at, parse
 from distilkit.recipe.wording import shown
 
 _LARGEST_FILE = 1_000_000  # bytes; the longest recipe of ours has some hundred lines
 _MOST_NAMES = 12  # of built-in recipes in a message
+
+# A recipe may name any file under `extends`, and what fails is printed, perhaps where others read it. So nothing is
+# quoted of a file that is no recipe: one that has none of a recipe's sections, whatever else is wrong with it.
+_SECTION = re.compile(rf"^[ \t]*\[[ \t]*(?:{'|'.join(SECTIONS)})[ \t]*[\].]", re.MULTILINE)
+_NO_RECIPE = f"is this the right file? A recipe has some of {', '.join(f'[{section}]' for section in SECTIONS)}"
 
 
 class Place(NamedTuple):
@@ -115,6 +121,7 @@ def _extended(base: object, child: Path, where: Place, builtin: Mapping[str, Pat
 def _read(path: Path) -> Layer:
     source = _shown_path(path)
     try:
+        require_plain_file(path)
         with path.open("rb") as file:
             content = file.read(_LARGEST_FILE + 1)
     except OSError as error:
@@ -125,13 +132,17 @@ def _read(path: Path) -> Layer:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        problem = f"not UTF-8 text (byte 0x{content[error.start]:02x})"
-        raise _refusal(source, Fault(f"{source}:{line}", "", problem, "save the file as UTF-8")) from None
+        raise _refusal(source, Fault(f"{source}:{line}", "", "not UTF-8 text", "save the file as UTF-8")) from None
     try:
         tree, lines = parse(text)
     except NotToml as error:
         where = Place(source, error.line)
+        if not _SECTION.search(text):
+            problem = "not TOML" if error.quotes else error.problem
+            raise _refusal(source, Fault(str(where), "", problem, _NO_RECIPE)) from None
         raise _refusal(source, Fault(str(where), ".".join(error.key), error.problem, error.hint)) from None
+    if tree and "extends" not in tree and not any(isinstance(tree.get(section), dict) for section in SECTIONS):
+        raise _refusal(source, Fault(source, "", "none of a recipe's sections is in it", _NO_RECIPE))
     return Layer(source, tree, {key: Place(source, line) for key, line in lines.items()})
 
 

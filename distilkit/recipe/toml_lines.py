@@ -12,11 +12,16 @@ DEEPEST = 32  # tables in tables; a recipe needs two. Beyond that parsers turn q
 
 
 class NotToml(Exception):  # noqa: N818 - an answer to the caller, who makes the error of it
-    """Says which line and key of a document TOML cannot take, and why."""
+    """Says which line and key of a document TOML cannot take, and why.
 
-    def __init__(self, line: int | None, key: Key, problem: str, hint: str | None = None) -> None:
+    `quotes`: whether `problem` may quote what the document holds, as `key` and `hint` always may.
+    """
+
+    def __init__(
+        self, line: int | None, key: Key, problem: str, hint: str | None = None, *, quotes: bool = False
+    ) -> None:
         super().__init__(problem)
-        self.line, self.key, self.problem, self.hint = line, key, problem, hint
+        self.line, self.key, self.problem, self.hint, self.quotes = line, key, problem, hint, quotes
 
 
 def parse(text: str) -> tuple[dict[str, Any], dict[Key, int]]:
@@ -31,7 +36,7 @@ def parse(text: str) -> tuple[dict[str, Any], dict[Key, int]]:
         for entry in entries:
             if re.search(r"[0-9_]{4000}", sources[entry.line - 1]):
                 raise NotToml(entry.line, entry.key, "a number with too many digits") from None
-        raise NotToml(None, (), f"not readable as TOML: {error}") from None
+        raise NotToml(None, (), f"not readable as TOML: {error}", quotes=True) from None
     return tree, _first_lines(entries)
 
 
@@ -160,11 +165,11 @@ def _explained(message: str, text: str, entries: Sequence[_Entry]) -> NotToml:
     at = f" (column {found[3]})" if found and found[3] else ""
     problem = f"not TOML: {problem[:1].lower()}{problem[1:]}{at}"
     if not before:
-        return NotToml(line, (), problem, hint)
+        return NotToml(line, (), problem, hint, quotes=True)
     current = before[-1]
     if current.line == line and not current.is_header:
         problem = f"{dotted(current.key)}: {problem}"
-    return NotToml(line, current.key, problem, hint)
+    return NotToml(line, current.key, problem, hint, quotes=True)
 
 
 def _said_twice(line: int, before: Sequence[_Entry]) -> NotToml:
@@ -172,7 +177,7 @@ def _said_twice(line: int, before: Sequence[_Entry]) -> NotToml:
     named = f"[{dotted(current.key)}]" if current.is_header else dotted(current.key)
     earlier = next((entry.line for entry in others if entry.key[: len(current.key)] == current.key), None)
     since = f", first on line {earlier}" if earlier else ", or in two ways that contradict each other"
-    return NotToml(line, current.key, f"{named} is there twice{since}", "keep one of them")
+    return NotToml(line, current.key, f"{named} is there twice{since}", "keep one of them", quotes=True)
 
 
 def _spelling(source: str) -> str | None:

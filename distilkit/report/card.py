@@ -17,7 +17,7 @@ from distilkit import __version__
 from distilkit.analysis.cost import named_uses
 from distilkit.analysis.metrics import wilson95
 from distilkit.analysis.statistics import spread
-from distilkit.errors import UserError, require_plain_file
+from distilkit.errors import UserError, parse_json, require_plain_file
 from distilkit.known_data import DataRecord
 from distilkit.models import own
 from distilkit.run import PrunedModel, Run
@@ -113,7 +113,10 @@ def intended_use(text: str) -> str | None:
 def _write(file: Path, metadata: dict[str, Any], text: str, footer: str) -> Path:
     use, kept = TO_FILL_IN, {}
     try:
-        before = file.read_text(encoding="utf-8") if file.is_file() else ""
+        before = ""
+        if file.is_file():
+            require_plain_file(file)
+            before = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CardKeptError(f"{file} cannot be read, and is left as it is: {error}", "move it away") from error
     if before.strip():
@@ -305,12 +308,10 @@ def _robustness_text(run: Run, member: str | None = None) -> str:
 
     Nothing where it was not measured.
     """
-    import json
-
     try:
         file = run.path / "robustness" / "robustness.json"
         require_plain_file(file)
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = parse_json(file.read_bytes())
         settings = document["settings"]
         measured = [each for each in document["runs"] if PurePath(each["run"]).name == run.path.name]
         paragraphs = [

@@ -3,7 +3,6 @@
 Everything here may have been written by a stranger: it is checked before any of it is drawn.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from distilkit.errors import UserError, require_plain_file
+from distilkit.errors import UserError, parse_json, require_plain_file
 from distilkit.run import Run
 
 Percent = FiniteFloat | None
@@ -182,7 +181,8 @@ def latencies(file: Path) -> Latencies:
     """Read what `distilkit benchmark --json` printed. Raises `UserError` for anything else."""
     hint = "write one with: distilkit benchmark RUN... --json > latency.json"
     try:
-        document: Any = json.loads(file.read_text(encoding="utf-8"))
+        require_plain_file(file)
+        document: Any = parse_json(file.read_bytes())
         medians = {}
         for entry in document["results"]:
             if entry["kind"] == "onnxruntime" and entry["batch"] == 1 and entry["threads"] == 1:

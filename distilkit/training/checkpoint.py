@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distilkit.data.storage import machine_memory
-from distilkit.errors import UserError, require_plain_file
+from distilkit.errors import UserError, is_plain_file, parse_json, require_plain_file
 from distilkit.training import files
 
 STATE = "state.json"
@@ -122,7 +122,7 @@ def repoint(folder: Path, pins: Mapping[str, str]) -> None:
 def pointed(folder: Path, pointer: str) -> str | None:
     """The name of the checkpoint that the pointer file names, or None where there is no such pointer."""
     file = folder / pointer
-    if not file.is_file():
+    if not is_plain_file(file):
         return None
     with file.open("rb") as content:  # of which no more than a name is looked at
         return content.read(LONGEST_POINTER).decode(errors="replace").strip()
@@ -161,7 +161,7 @@ def load_state(path: Path) -> dict[str, Any]:
     file = path / STATE
     try:
         require_plain_file(file, files.LARGEST_JSON)
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = parse_json(file.read_bytes())
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}", _other(path)) from None
     except (OSError, ValueError, RecursionError) as error:
@@ -173,7 +173,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise _damaged(file, "it names checkpoints in a way that distilkit does not")
     if state.get("format") != FORMAT:
         raise UserError(
-            f"{file} has format {state.get('format')!r}; this distilkit reads {FORMAT}", "update distilkit to read it"
+            f"{file} {files.other_format(state)}; this distilkit reads {FORMAT}", "update distilkit to read it"
         )
     if state.pop("digest", None) != _digest(state):
         raise _damaged(file, _CHANGED)

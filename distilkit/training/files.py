@@ -17,6 +17,12 @@ REQUIRED = ("state", "method", "architecture", "members", "leader", "ensemble", 
 """What every run.json says from its first moment on."""
 
 
+def other_format(record: Mapping[str, Any]) -> str:
+    """What is wrong with the format of a record that is not ours to read; only a number is quoted of it."""
+    found = record.get("format")
+    return f"has format {found}" if type(found) is int else "has no number of a format"
+
+
 def begun(record: Mapping[str, Any]) -> str:
     """By which runs are put in the order in which they began, from run.json: a time in ISO 8601.
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from distilkit.errors import UserError
+from distilkit.errors import UserError, parse_json, require_plain_file
 
 
 def finite(value: Any) -> Any:
@@ -49,13 +49,14 @@ def read(file: Path) -> list[dict[str, Any]]:
         return []
     lines: list[dict[str, Any]] = []
     try:
+        require_plain_file(file)
         # By line feeds alone: Python knows other ends of lines, which JSON's texts may hold.
         found = file.read_bytes().split(b"\n")[:-1]
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}", "make it readable") from error
     for text in found:
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except (ValueError, RecursionError):
             line = None
         if not isinstance(line, dict) or type(line.get("epoch")) is not int:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distilkit.errors import SettingError, UserError
+from distilkit.errors import SettingError, UserError, is_plain_file
 from distilkit.group import Group
 
 KEY = "model.pretrained"
@@ -31,8 +31,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     "module." before every name, auxiliary heads, DenseNet's names of old. Raises `UserError` when the file is missing,
     damaged, or anything else than names and tensors.
     """
-    if not file.is_file():
-        what = "are a folder" if file.is_dir() else "are not there"
+    if not is_plain_file(file):
+        what = "are a folder" if file.is_dir() else "are no plain file" if file.exists() else "are not there"
         raise UserError(f"the weights {file} {what}", "name a .safetensors file, or a state dict's .pth")
     state = _safetensors(file) if file.suffix == ".safetensors" else _state_dict(file)
     if state and all(name.startswith("module.") for name in state):

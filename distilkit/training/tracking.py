@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import __version__
-from distilkit.errors import SettingError, require_plain_file
+from distilkit.errors import SettingError, parse_json, require_plain_file
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe, TrackingSection
 
@@ -245,7 +245,7 @@ def _identities(folder: Path) -> dict[str, str]:
     """By tracker, by which name that knows the run; what cannot be read is forgotten."""
     try:
         require_plain_file(folder / IDENTITIES)
-        known = json.loads((folder / IDENTITIES).read_text(encoding="utf-8"))
+        known = parse_json((folder / IDENTITIES).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return {str(name): known[name] for name in known if isinstance(known[name], str)} if isinstance(known, dict) else {}

@@ -25,7 +25,7 @@ from distilkit.export.onnx import SingleForExport, export_onnx
 from distilkit.export.opened import fixed_batch, on_cuda
 from distilkit.export.runtime import Device
 from distilkit.observer import Observer
-from distilkit.run import EXPORTED, Model, Run, open_model
+from distilkit.run import EXPORTED, Model, Run, open_models
 from distilkit.workflows.evaluate import choose_device
 from distilkit.workflows.quantize import BUSY
 
@@ -96,7 +96,7 @@ def benchmark(
         raise UserError("--compile times a run's network in PyTorch; a file has none", "name the run as well")
     if device == "cuda":
         choose_device(device)
-    found = [open_model(path, runs) for path in (folders if paths else [None])]
+    found = open_models(folders if paths else [None], runs)
     around = machine()
     if is_busy(around):
         observer.note(BUSY)

@@ -1,11 +1,10 @@
 """Model cards after a command: a run's README.md, and the one beside an exported file."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distilkit.errors import UserError, require_plain_file
+from distilkit.errors import UserError, parse_json, require_plain_file
 from distilkit.observer import Observer
 from distilkit.report.card import CardKeptError, write_card, write_export_card
 from distilkit.run import RECORD, PrunedModel, Run
@@ -70,7 +69,7 @@ def same_recipe(run: Run) -> tuple[Run, ...]:
             continue
         try:
             require_plain_file(file, LARGEST_JSON)
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = parse_json(file.read_bytes())
             # Opening a run reads its whole recipe; most can be told apart without.
             if record["state"] != "done" or any(record[key] != run.record[key] for key in _ALIKE):
                 continue

@@ -16,6 +16,7 @@ from distilkit.errors import UserError
 from distilkit.inference import Inference, Precision
 from distilkit.known_data import DataRecord
 from distilkit.learner import Learner
+from distilkit.models import own
 from distilkit.observer import Observer
 from distilkit.run import Run, find_run
 from distilkit.training.threads import suited
@@ -47,6 +48,7 @@ def ensemble_eval(
     found = [find_run(path, runs) for path in paths] or [find_run(None, runs)]
     if len({run.path.resolve() for run in found}) < len(found):
         raise UserError("the same run stands twice in the ensemble", "name each run once")
+    own.name_modules([name for run in found for name in run.architectures])
     for run in found:
         run.require_trust()  # before any of them is computed
     data = _shared_data(found, split)

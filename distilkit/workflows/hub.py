@@ -256,16 +256,18 @@ def _require_self_contained(file: Path) -> None:
         model = onnx.load(file, load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise UserError(f"{file} is not an ONNX file, or is not whole") from error
-    graphs = [model.graph, *(function for function in model.functions)]
-    while graphs:
-        graph: Any = graphs.pop()
-        tensors = list(getattr(graph, "initializer", ()))
-        for node in graph.node:
-            for attribute in node.attribute:
-                tensors += [attribute.t, *attribute.tensors]
-                graphs += [each for each in (attribute.g, *attribute.graphs) if each.node]
-        if any(uses_external_data(tensor) for tensor in tensors):
-            raise UserError(f"{file} keeps its weights in other files")
+    # Wherever it may stand: in graphs, in those that nodes hold, in functions, sparse, for a training.
+    messages: list[Any] = [model]
+    while messages:
+        message = messages.pop()
+        if isinstance(message, onnx.TensorProto) and uses_external_data(message):
+            raise UserError(f"{file} keeps weights in other files")
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                messages += [value] if hasattr(value, "ListFields") else value
+    keys = [entry.key for entry in model.metadata_props]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"{file} is damaged: its metadata have a key twice")
 
 
 def relative_root(root: str) -> str:

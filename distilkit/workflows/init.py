@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from distilkit import methods
 from distilkit.data import datasets, npz
@@ -25,9 +24,9 @@ from distilkit.data.base import DataSpec
 from distilkit.data.decoding import default_workers
 from distilkit.data.image_folder import TEST_FOLDERS, find_images
 from distilkit.data.pictures import evenly
-from distilkit.data.pixels import UNREADABLE
+from distilkit.data.pixels import FORMATS, UNREADABLE, open_image
 from distilkit.data.storage import choose, pixel_bytes, processes_here
-from distilkit.errors import Fault, SettingError, UserError, did_you_mean, require_plain_file
+from distilkit.errors import Fault, SettingError, UserError, did_you_mean
 from distilkit.models import own, registry
 from distilkit.recipe import load
 from distilkit.training.build import build_learner
@@ -276,8 +275,7 @@ def measured(paths: Sequence[str]) -> Sizes:
     chosen = evenly(len(paths), OPENED)
     for place in chosen:
         try:
-            require_plain_file(paths[place])
-            with Image.open(paths[place]) as image:
+            with open_image(paths[place]) as image:
                 width, height = image.size
                 grey = grey and image.mode in ("1", "L", "LA", "I", "I;16", "F")
         except UNREADABLE:
@@ -288,7 +286,7 @@ def measured(paths: Sequence[str]) -> Sizes:
     if not shorts:
         raise UserError(
             f"none of {len(chosen)} image files can be read, the first is {paths[chosen[0]]}",
-            "are they images? distilkit reads what Pillow reads",
+            f"are they images? read are: {', '.join(FORMATS.values())}",
         )
     middle = (round(statistics.median(shorts)), round(statistics.median(longs)))
     return Sizes(len(chosen), tuple(unreadable), *middle, min(shorts), grey)

@@ -5,7 +5,6 @@ Neither this module nor anything that it imports needs torch; a test says so.
 Shape suffixes: N images, C classes, H height, W width.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from distilkit.data.pixels import ENDINGS, UNREADABLE, Pixels, decode, reason
 from distilkit.data.preparation import Preparation
-from distilkit.errors import UserError
+from distilkit.errors import UserError, parse_json
 from distilkit.export.runtime import RUNTIME_ERRORS, Device, open_session
 from distilkit.observer import Observer
 
@@ -127,7 +126,7 @@ def open_file(file: Path, threads: int | None = None, device: Device = "cpu") ->
         )
     try:
         preparation = Preparation.from_json(about["preprocessing"])
-        classes = json.loads(about["classes"])
+        classes = parse_json(about["classes"])
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise ValueError("its classes are not a list of names")
     except (ValueError, RecursionError) as error:
@@ -162,8 +161,7 @@ def _fitting(deployed: Deployed) -> int:
 def find(images: Iterable[str]) -> tuple[list[str], list[Unread]]:
     """List the image files: those named, and those in folders, in the order of their names at every level.
 
-    Hidden files and folders are passed over, as in training. Also what is a folder without images, or in a folder no
-    plain file.
+    Hidden files and folders are passed over, as in training. Also the folders without images.
     """
     paths: list[str] = []
     empty: list[Unread] = []
@@ -172,12 +170,7 @@ def find(images: Iterable[str]) -> tuple[list[str], list[Unread]]:
             paths.append(image)
             continue
         found = list(_inside(image))
-        for path in found:
-            # What is typed by name may be a pipe; one that lies in a folder may be waited for in vain.
-            if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
-                empty.append(Unread(path, "it is no plain file"))
-            else:
-                paths.append(path)
+        paths += found
         if not found:
             empty.append(Unread(image, f"a folder without images ({' '.join(ENDINGS)})"))
     return paths, empty

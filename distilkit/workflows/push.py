@@ -1,6 +1,5 @@
 """`distilkit push`: a model as a repository of the Hugging Face Hub, in a folder or on the Hub itself."""
 
-import json
 import tempfile
 import warnings
 from contextlib import ExitStack
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import __version__
-from distilkit.errors import UserError
+from distilkit.errors import UserError, parse_json
 from distilkit.observer import Observer
 from distilkit.run import CONFIG, MODEL, PrunedModel, Run, find
 from distilkit.spelling import markdown, markdown_code
@@ -137,7 +136,7 @@ class _Quieter(Observer):
 
 def _hide_folders(config: Path) -> None:
     """The folder of the images may say who published this, and has no meaning elsewhere."""
-    document = json.loads(config.read_text(encoding="utf-8"))
+    document = parse_json(config.read_bytes())
     if isinstance(data := document.get("data"), dict) and isinstance(root := data.get("root"), str):
         data["root"] = hub.relative_root(root)
         write_json(config, document)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit.errors import UserError
+from distilkit.models import own
 from distilkit.observer import Observer
 from distilkit.report import facts, words
 from distilkit.report.charts import Picture
@@ -105,6 +106,8 @@ def _views(
 ) -> list[GroupView]:
     everything = [run for group in groups for run in group.runs]
     detailed = {run.path for run in _shown_in_full(groups, details)}
+    if evaluate:
+        own.name_modules([name for run in everything if run.path in detailed for name in run.architectures])
     curves, damaged = robustness_of(everything)
     views, number = [], 0
     for style, group in enumerate(groups):

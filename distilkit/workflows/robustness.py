@@ -20,7 +20,7 @@ from distilkit.inference import Inference, Precision
 from distilkit.observer import Observer
 from distilkit.randomness import generator
 from distilkit.report.curves import plot_curves
-from distilkit.run import Model, open_model
+from distilkit.run import Model, open_models
 from distilkit.training.threads import suited
 from distilkit.workflows.cards import refresh
 from distilkit.workflows.evaluate import choose_device
@@ -80,7 +80,7 @@ def robustness(
     settings = _completed(settings, thresholds)
     _check(settings, thresholds)
     chosen: Sequence[Path | None] = paths or [None]
-    models = [open_model(path, runs, member=member, checkpoint=checkpoint)[1] for path in chosen]
+    models = [model for _, model in open_models(chosen, runs, member=member, checkpoint=checkpoint)]
     wanted = [threshold.at for threshold in thresholds.parameters]
     grid = perturbation.magnitudes(settings.max_distance, settings.steps, wanted)
     with suited(torch.device(choose_device(device))):

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from distilkit.analysis import corruption
 from distilkit.analysis.sharpness import reach
-from distilkit.errors import UserError, did_you_mean
+from distilkit.errors import UserError, did_you_mean, nearest, require_plain_file, toml_fault
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -133,11 +133,19 @@ class Thresholds(_Section):
 def read_thresholds(file: Path) -> Thresholds:
     """A thresholds file. Raises one `UserError` that names every fault by its key."""
     try:
+        require_plain_file(file)
         found = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no thresholds file {file}") from None
     except (OSError, ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
-        raise UserError(f"the thresholds file {file} cannot be read: {error}") from error
+        raise UserError(f"the thresholds file {file} cannot be read: {toml_fault(error)}") from error
+    kinds = Thresholds.model_fields
+    if found and not any(nearest(key, kinds) for key in found):
+        # Whatever it is, its keys are not for a message.
+        raise UserError(
+            f"{file} is no thresholds file: it has none of {', '.join(f'[[{kind}]]' for kind in kinds)}",
+            "docs/robustness.md shows one",
+        )
     try:
         thresholds = Thresholds.model_validate(found)
     except ValidationError as error:
@@ -179,6 +187,6 @@ def _fault(fault: Any) -> str:
             "inputs": InputThreshold,
         }
         allowed = tuple(models[section].model_fields) if len(fault["loc"]) > 1 else tuple(Thresholds.model_fields)
-        nearest = did_you_mean(str(last), allowed)
-        return f"there is no {key}; there are {', '.join(allowed)}{f' ({nearest})' if nearest else ''}"
+        meant = did_you_mean(str(last), allowed)
+        return f"there is no {key}; there are {', '.join(allowed)}{f' ({meant})' if meant else ''}"
     return f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

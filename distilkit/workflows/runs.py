@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from distilkit.errors import UserError, did_you_mean, require_plain_file
+from distilkit.errors import UserError, did_you_mean, parse_json, require_plain_file
 from distilkit.training import files
 
 State = Literal["finished", "running", "interrupted", "failed", "broken"]
@@ -240,7 +240,7 @@ def _record(path: Path) -> tuple[dict[str, Any], str | None]:
     """run.json and what is wrong with it."""
     try:
         # Numbers of thousands of digits are refused, as a `ValueError`.
-        record = json.loads(_read(path / files.RECORD))
+        record = parse_json(_read(path / files.RECORD))
     except (ValueError, RecursionError):
         return {}, f"its {files.RECORD} is damaged"
     if not isinstance(record, dict):
@@ -248,7 +248,7 @@ def _record(path: Path) -> tuple[dict[str, Any], str | None]:
     if record.get("state") == DELETED:
         return record, "its deletion was cut short"
     if record.get("format") not in files.READABLE:
-        return record, f"it has format {record.get('format')!r}; this distilkit reads up to {files.FORMAT}"
+        return record, f"it {files.other_format(record)}; this distilkit reads up to {files.FORMAT}"
     missing = [key for key in files.REQUIRED if key not in record]
     if record.get("state") == "done" and "final" not in record:
         missing.append("final")
@@ -314,7 +314,7 @@ def _last_lines(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     # What follows the last end of a line was cut short.
     for text in reversed(lines[:-1]):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and "epoch" in line:

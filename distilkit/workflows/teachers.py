@@ -1,5 +1,6 @@
 """Opening the teachers that a recipe names. Training alone does this."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from distilkit.errors import SettingError, UserError
@@ -22,6 +23,20 @@ def resolve_teacher(recipe: Recipe, runs: Path) -> Recipe:
     paths = tuple(str(_run_folder(name, runs)) for name in _names(recipe.teacher))
     teacher = recipe.teacher.model_copy(update={"run": paths if len(paths) > 1 else paths[0]})
     return recipe.model_copy(update={"teacher": teacher})
+
+
+def name_code(recipe: Recipe, runs: Path) -> None:
+    """Tell people which modules a training of the recipe imports, its teachers' too, where code is trusted at all."""
+    names = list(recipe.architectures)
+    if recipe.teacher is not None and recipe.teacher.run is None:
+        names.append(str(recipe.teacher.architecture))
+    elif recipe.teacher is not None:
+        # A teacher that is not there, or cannot be opened, is a fault that shows itself in its turn.
+        with suppress(UserError):
+            names += [
+                name for path in _names(recipe.teacher) for name in find(_run_folder(path, runs), runs).architectures
+            ]
+    own.name_modules(names)
 
 
 def open_teacher(recipe: Recipe, data: DataRecord) -> Teacher | None:

@@ -23,6 +23,7 @@ from distilkit.models import own
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.training.interrupt import Interrupted, stop_requests
+from distilkit.workflows.teachers import name_code
 from distilkit.workflows.train import sibling, summary_of_seeds, train
 
 _LOOK_SECONDS = 0.2
@@ -41,6 +42,8 @@ def train_together(
         raise UserError(
             "--together starts a process for each seed by itself", "leave torchrun or accelerate launch out"
         )
+    # The processes have nobody to tell.
+    name_code(recipe, runs)
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
     children: dict[int, BaseProcess] = {}

@@ -26,7 +26,7 @@ from distilkit.learner import Learner
 from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
-from distilkit.run import Run, written_by_us_alone
+from distilkit.run import RECIPE, Run, written_by_us_alone
 from distilkit.training import checkpoint as checkpoints
 from distilkit.training import compiled
 from distilkit.training import precision as precisions
@@ -40,7 +40,7 @@ from distilkit.training.teacher import Teacher
 from distilkit.training.tracking import check_installed
 from distilkit.training.trainer import Trainer, check_settings
 from distilkit.workflows.cards import finished_card, refresh
-from distilkit.workflows.teachers import open_teacher, resolve_teacher
+from distilkit.workflows.teachers import name_code, open_teacher, resolve_teacher
 
 PACKAGES = ("torch", "torchvision", "accelerate", "fvcore", "onnx", "onnxruntime", "safetensors", "numpy")
 
@@ -53,6 +53,7 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     optimizer's state.
     """
     spec = _spec(recipe)
+    name_code(recipe, runs)
     learner = build_learner(recipe, spec)
     recipe = _with_split(recipe, learner)
     pretrained = _start(recipe, learner, Observer())
@@ -111,6 +112,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
         check_installed(recipe.tracking)
         precisions.check(recipe.train.precision, here.device)
         recipe = resolve_teacher(recipe, runs)
+    name_code(recipe, runs)
     learner = build_learner(recipe, spec)
     recipe = _with_split(recipe, learner)
     pretrained = _start(recipe, learner, observer if here.is_main_process else Observer())
@@ -276,6 +278,7 @@ def _continue(
     with placed(run.recipe):
         check_installed(run.recipe.tracking)
         precisions.check(run.recipe.train.precision, here.device)
+    name_code(run.recipe, run.path.parent)
     learner = build_learner(run.recipe, run.data.spec())
     run.recipe = _with_split(run.recipe, learner)
     if saved is None:
@@ -286,7 +289,7 @@ def _continue(
                 "put the file back as it was, or train anew",
             )
     with here.main_process_first():
-        data = _load(run.recipe, run.data)
+        data = _load_again(run, asked=recipe is not None)
     changed = run.data.changed(data)
     if changed:
         counts = {split: len(data.splits[split].labels) for split in changed}
@@ -479,8 +482,12 @@ def _stored(recipe: Recipe, storage: Storage) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"storage": storage})})
 
 
-def _load(recipe: Recipe, known: DataRecord | None = None) -> ImageData:
-    """Read the recipe's splits. `known`: what a run remembers of them, whose mean and deviation stay."""
+def _load(recipe: Recipe, known: DataRecord | None = None, *, prepare: bool = True) -> ImageData:
+    """Read the recipe's splits.
+
+    `known`: what a run remembers of them, whose mean and deviation stay. `prepare`: whether what is missing may be
+    downloaded or unpacked.
+    """
     splits = ("train", "validation", "test") if recipe.data.validation else ("train", "test")
     with placed(recipe):
         return datasets.load(
@@ -495,7 +502,24 @@ def _load(recipe: Recipe, known: DataRecord | None = None) -> ImageData:
             storage=recipe.data.storage,
             workers=recipe.data.workers,
             constants=(known.mean, known.std) if known else None,
+            prepare=prepare,
         )
+
+
+def _load_again(run: Run, *, asked: bool) -> ImageData:
+    """Read the splits of a run that goes on.
+
+    Its images were there when it began. Where they are gone they are downloaded or unpacked again only if the user has
+    named the recipe that says so (`asked`): the run may be somebody else's.
+    """
+    try:
+        return _load(run.recipe, run.data, prepare=asked)
+    except UserError as error:
+        if not asked and datasets.traits(run.recipe.data.dataset).prepared:
+            again = f"distilkit train {run.path / RECIPE} --resume {run.path}"
+            hint = f"to have the images downloaded or unpacked again, name the recipe as well: {again}"
+            error.hint = "; ".join(filter(None, [error.hint, hint]))
+        raise
 
 
 def _with_split(recipe: Recipe, learner: Learner) -> Recipe:
