@@ -9,6 +9,7 @@ network is the user's own, the folder names the module that builds it; it is imp
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ RECIPE = files.RECIPE
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 REQUIRED = files.REQUIRED
+
+# Those in which trackers write files of known names. W&B makes a new folder each time, and links to its own log.
+_FOLDERS_OF_TRACKERS = ("tensorboard", "dvclive", "swanlab")
 
 RETRAIN = "put the file back as it was, or train anew"
 PRUNE_AGAIN = "prune its run again: distilkit prune-branches RUN"
@@ -112,6 +116,9 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
     """
     for folder in (run.path, run.checkpoints, *(run.checkpoints / name for name in checkpoints.names(run.checkpoints))):
         refuse_links(folder, run.path)
+    for name in _FOLDERS_OF_TRACKERS:
+        for folder, _, _ in os.walk(run.path / name):
+            refuse_links(Path(folder), run.path)
     lock = FileLock(run.path / files.LOCK, timeout=0)
     try:
         lock.acquire()
@@ -194,7 +201,7 @@ class Run:
             _Record.model_validate(record)
         except ValidationError as error:
             raise UserError(f"{path / RECORD} is damaged: {_brief(error)}", RETRAIN) from error
-        return cls(path, recipes.load(path / RECIPE), record)
+        return cls(path, recipes.load_of_a_run(path / RECIPE), record)
 
     @classmethod
     def newest(cls, runs: Path) -> Self:

@@ -13,7 +13,7 @@ from typing import Any
 from distilkit.errors import Fault, UserError
 from distilkit.recipe.findings import Findings
 from distilkit.recipe.inspection import checked
-from distilkit.recipe.layers import Layer, Place, find, lay, overlay, override_place, read_chain
+from distilkit.recipe.layers import Layer, Place, find, lay, overlay, override_place, paths, read_chain
 from distilkit.recipe.sections import (
     AdamWSection,
     ConstantSection,
@@ -64,13 +64,14 @@ __all__ = [
     "describe",
     "key_lines",
     "load",
+    "load_of_a_run",
     "named_in",
     "place",
     "resolve_epochs",
 ]
 
 
-def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, of_a_run: bool = False) -> Recipe:
     """Read, complete and check a recipe.
 
     `source`: a file, or the name of a built-in recipe with or without ".toml"; a file goes first. Or the recipe
@@ -83,6 +84,19 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
 
     Raises `UserError` with all faults, each with its place, if anything is wrong.
     """
+    return _load(source, overrides, of_a_run=False)
+
+
+def load_of_a_run(file: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe.toml of a run, as `load` does.
+
+    It also keeps the options of trackers that somebody typed, which no file may set (`tracker_options`): they are read,
+    and count where they are typed again.
+    """
+    return _load(file, overrides, of_a_run=True)
+
+
+def _load(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, of_a_run: bool) -> Recipe:
     recipes = builtin()
     if isinstance(source, Mapping):
         files, stem = _tables(source, recipes), "recipe"
@@ -99,7 +113,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     if "name" not in file.tree and "name" not in top.tree:
         tree.pop("name", None)
         places.pop(("name",), None)
-    recipe = checked(Findings(tree, places, file.source, faults), default_name=stem)
+    found = Findings(tree, places, file.source, faults, of_a_run=of_a_run)
+    recipe = checked(found, default_name=stem)
     if recipe is None:
         sources = [layer.source for layer in files] + [override_place(override).source for override in overrides]
         ranks = {name: rank for rank, name in enumerate(sources)}
@@ -108,6 +123,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         raise UserError(f"{file.source}: {count} in the recipe", faults=faults)
     recipe._places.update({".".join(key): str(where) for key, where in places.items()})
     recipe._source = file.source
+    recipe._typed = found.typed
     return recipe
 
 
@@ -115,7 +131,9 @@ def _tables(source: Mapping[str, Any], recipes: Mapping[str, Path]) -> list[Laye
     """A recipe given as tables, and the files of the one that it extends."""
     tree = copy.deepcopy(dict(source))
     base = tree.pop("extends", None)
-    return [Layer("the recipe", tree, {}), *(read_chain(find(str(base), recipes), recipes) if base else [])]
+    # Whoever writes tables in Python is the user, as on the command line.
+    places = dict.fromkeys(paths(tree), Place("the recipe"))
+    return [Layer("the recipe", tree, places), *(read_chain(find(str(base), recipes), recipes) if base else [])]
 
 
 def place(recipe: Recipe, key: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit.errors import UserError
-from distilkit.recipe import Recipe, load
+from distilkit.recipe import Recipe, load_of_a_run
 from distilkit.run import RECIPE, Run
 from distilkit.training import files
 
@@ -120,7 +120,7 @@ def _teacher(folder: str, depth: int) -> Any:
     # A pruned model lies in the folder of its run.
     path = path.parent if path.name == "pruned" else path
     try:
-        recipe = load(path / RECIPE) if depth < _DEEPEST and (path / RECIPE).is_file() else None
+        recipe = load_of_a_run(path / RECIPE) if depth < _DEEPEST and (path / RECIPE).is_file() else None
     except UserError:
         recipe = None
     if recipe is None:
