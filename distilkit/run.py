@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -38,7 +38,7 @@ from distilkit.training import files, log
 from distilkit.training.build import build_learner
 from distilkit.training.checkpoint import Checkpoint
 from distilkit.training.trainer import CHECKPOINTS, METRICS
-from distilkit.writing import refuse_links, write_json, write_text
+from distilkit.writing import lock, refuse_links, write_json, write_text
 
 FORMAT = files.FORMAT
 RECORD = files.RECORD
@@ -119,9 +119,9 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
     for name in _FOLDERS_OF_TRACKERS:
         for folder, _, _ in os.walk(run.path / name):
             refuse_links(Path(folder), run.path)
-    lock = FileLock(run.path / files.LOCK, timeout=0)
     try:
-        lock.acquire()
+        held = lock(run.path)
+        held.acquire()
     except Timeout:
         raise UserError(
             f"another training is writing to {run.path}", "wait for it, or interrupt it with Ctrl-C first"
@@ -131,7 +131,7 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        held.release()
 
 
 @dataclass
