@@ -8,6 +8,7 @@ network is the user's own, the folder names the module that builds it; it is imp
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -36,7 +37,7 @@ from distilkit.training import files, log
 from distilkit.training.build import build_learner
 from distilkit.training.checkpoint import Checkpoint
 from distilkit.training.trainer import CHECKPOINTS, METRICS
-from distilkit.writing import refuse_links, write_json, write_text
+from distilkit.writing import lock, refuse_links, write_json, write_text
 
 FORMAT = files.FORMAT
 CONFIG_FORMAT = 1
@@ -46,6 +47,9 @@ RECIPE = files.RECIPE
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 REQUIRED = files.REQUIRED
+
+# Those in which trackers write files of known names. W&B makes a new folder each time, and links to its own log.
+_FOLDERS_OF_TRACKERS = ("tensorboard", "dvclive", "swanlab")
 
 RETRAIN = "put the file back as it was, or train anew"
 PRUNE_AGAIN = "prune its run again: distilkit prune-branches RUN"
@@ -113,9 +117,12 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
     """
     for folder in (run.path, run.checkpoints, *(run.checkpoints / name for name in checkpoints.names(run.checkpoints))):
         refuse_links(folder, run.path)
-    lock = FileLock(run.path / files.LOCK, timeout=0)
+    for name in _FOLDERS_OF_TRACKERS:
+        for inside, _, _ in os.walk(run.path / name):
+            refuse_links(Path(inside), run.path)
     try:
-        lock.acquire()
+        held = lock(run.path)
+        held.acquire()
     except Timeout:
         raise UserError(
             f"another training is writing to {run.path}", "wait for it, or interrupt it with Ctrl-C first"
@@ -125,7 +132,7 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        held.release()
 
 
 @dataclass

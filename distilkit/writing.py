@@ -1,14 +1,18 @@
 """Writing what people and later commands read: whole or not at all, and never through a stranger's links."""
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from distilkit.errors import UserError
-from distilkit.training import log
+from distilkit.training import files, log
 
 
 def write_json(file: Path, document: dict[str, Any]) -> None:
@@ -74,6 +78,22 @@ def refuse_links(folder: Path, path: Path) -> None:
             f"{path} is to be written to, and has links that lead out of it: {names}",
             "put the files themselves there, or remove the links",
         )
+
+
+def lock(folder: Path) -> FileLock:
+    """The lock of a run's folder, to be acquired; who holds it already makes that raise `filelock.Timeout`.
+
+    Raises `OSError` where a link or no plain file lies in its place: a lock is opened to be written, and emptied.
+    """
+    path = folder / files.LOCK
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return FileLock(path, timeout=0)
+    # A second name of somebody's file, too; of a lock that was copied by links there is nothing to lose.
+    if not stat.S_ISREG(found.st_mode) or (found.st_nlink > 1 and found.st_size):
+        raise OSError(errno.EINVAL, "its lock is a link or no plain file; remove it if nobody trains there", str(path))
+    return FileLock(path, timeout=0)
 
 
 @contextmanager

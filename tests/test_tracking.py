@@ -418,7 +418,8 @@ try:
     train(load("tiny.toml", sys.argv[1:]), Path("runs"), device="cpu", command="", observer=Stops())
 except Interrupted:
     [run] = Path("runs").iterdir()
-    resume(run, device="cpu", observer=Notes())
+    # A run does not say where figures go; whoever goes on with it does.
+    resume(run, device="cpu", observer=Notes(), recipe=load("tiny.toml", sys.argv[1:]))
 """
 
 

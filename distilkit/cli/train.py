@@ -74,9 +74,11 @@ def train(
         raise UserError("--accept-changes belongs to --resume RUN", "leave it out")
     if resume is not None and (dry_run or seeds is not None):
         raise UserError("--dry-run and --seeds do not go with --resume", f"distilkit train --resume {resume}")
-    if resume is not None and overrides and recipe is None:
+    only_tracking = all(override.startswith("tracking.") for override in overrides or [])
+    if resume is not None and recipe is None and not only_tracking:
         raise UserError(
-            "--set changes a RECIPE, which is not named", f"distilkit train RECIPE --resume {resume} --set ..."
+            "--set changes a RECIPE, which is not named; without one, only keys of tracking may be set",
+            f"distilkit train RECIPE --resume {resume} --set ...",
         )
     if together and seeds is None:
         raise UserError("--together belongs to --seeds", "--seeds 0,1,2 --together")
@@ -109,6 +111,8 @@ def train(
     with trusted:
         if resume is not None:
             path = find_run(resume, runs).path
+            if overrides and loaded is None:
+                loaded, _ = upgrade.load(path / "recipe.toml", overrides)
             document = workflow.resume(
                 path, device=device, observer=observer, recipe=loaded, accept_changes=accept_changes
             )
@@ -211,6 +215,11 @@ def _show_plan(document: dict[str, Any]) -> None:
     console.print_line(f"storage: {data['storage']} ({data['storage_reason']})")
     for remark in data["remarks"]:
         console.print_line(remark)
+    for tracked in document["tracking"]:
+        project = f", project {tracked['project']!r}" if tracked["project"] else ""
+        console.print_line(f"figures go to {tracked['tracker']}{project}: {tracked['where']}")
+    if not document["tracking"]:
+        console.print_line("figures go to no tracker")
     console.print_line("nothing was trained")
 
 

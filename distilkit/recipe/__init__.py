@@ -13,7 +13,7 @@ from typing import Any
 from distilkit.errors import Fault, UserError
 from distilkit.recipe.findings import Findings
 from distilkit.recipe.inspection import checked
-from distilkit.recipe.layers import Layer, Place, find, lay, overlay, override_place, read_chain
+from distilkit.recipe.layers import Layer, Place, find, lay, overlay, override_place, paths, read_chain
 from distilkit.recipe.sections import (
     AdamWSection,
     ConstantSection,
@@ -64,18 +64,14 @@ __all__ = [
     "describe",
     "key_lines",
     "load",
+    "load_of_a_run",
     "named_in",
     "place",
     "resolve_epochs",
 ]
 
 
-def load(
-    source: str | Path | Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    *,
-    upgrade: Callable[[dict[str, Any]], None] | None = None,
-) -> Recipe:
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Read, complete and check a recipe.
 
     `source`: a file, or the name of a built-in recipe with or without ".toml"; a file goes first. Or the recipe
@@ -86,10 +82,25 @@ def load(
     table. Where a layer names another method, optimizer or schedule, the keys of the old one that the new one does
     not know are dropped. The other file's `name` is not taken over: an extended recipe is another recipe.
 
-    `upgrade` changes the tables of `source` in place before they are checked: how runs of earlier versions are read.
-
     Raises `UserError` with all faults, each with its place, if anything is wrong.
     """
+    return _load(source, overrides)
+
+
+def load_of_a_run(file: Path, overrides: Sequence[str], upgrade: Callable[[dict[str, Any]], None]) -> Recipe:
+    """Read the recipe.toml of a run, as `load` does; `upgrade` changes its tables in place before they are checked.
+
+    It also keeps the options of trackers that somebody typed, which no file may set (`tracker_options`): they are read,
+    and count where they are typed again.
+    """
+    return _load(file, overrides, upgrade)
+
+
+def _load(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str],
+    upgrade: Callable[[dict[str, Any]], None] | None = None,
+) -> Recipe:
     recipes = builtin()
     if isinstance(source, Mapping):
         files, stem = _tables(source, recipes), "recipe"
@@ -108,7 +119,8 @@ def load(
     if "name" not in file.tree and "name" not in top.tree:
         tree.pop("name", None)
         places.pop(("name",), None)
-    recipe = checked(Findings(tree, places, file.source, faults), default_name=stem)
+    found = Findings(tree, places, file.source, faults, of_a_run=upgrade is not None)
+    recipe = checked(found, default_name=stem)
     if recipe is None:
         sources = [layer.source for layer in files] + [override_place(override).source for override in overrides]
         ranks = {name: rank for rank, name in enumerate(sources)}
@@ -117,6 +129,7 @@ def load(
         raise UserError(f"{file.source}: {count} in the recipe", faults=faults)
     recipe._places.update({".".join(key): str(where) for key, where in places.items()})
     recipe._source = file.source
+    recipe._typed = found.typed
     return recipe
 
 
@@ -124,7 +137,9 @@ def _tables(source: Mapping[str, Any], recipes: Mapping[str, Path]) -> list[Laye
     """A recipe given as tables, and the files of the one that it extends."""
     tree = copy.deepcopy(dict(source))
     base = tree.pop("extends", None)
-    return [Layer("the recipe", tree, {}), *(read_chain(find(str(base), recipes), recipes) if base else [])]
+    # Whoever writes tables in Python is the user, as on the command line.
+    places = dict.fromkeys(paths(tree), Place("the recipe"))
+    return [Layer("the recipe", tree, places), *(read_chain(find(str(base), recipes), recipes) if base else [])]
 
 
 def place(recipe: Recipe, key: str) -> str:

@@ -6,17 +6,32 @@ from typing import Any
 from distilkit.errors import Fault
 from distilkit.recipe.layers import Place
 from distilkit.recipe.toml_lines import Key, dotted
+from distilkit.recipe.tracker_options import typed_by_the_user
 from distilkit.recipe.wording import shown
 
 
 class Findings:
-    """A merged recipe, `tree`, and what has been found in it so far; `source` is its file."""
+    """A merged recipe, `tree`, and what has been found in it so far; `source` is its file.
 
-    def __init__(self, tree: dict[str, Any], places: Mapping[Key, Place], source: str, faults: list[Fault]) -> None:
+    `of_a_run`: it is a run's own record, not what somebody asks for. `typed`: keys of `[tracking]` that no file set.
+    """
+
+    def __init__(
+        self,
+        tree: dict[str, Any],
+        places: Mapping[Key, Place],
+        source: str,
+        faults: list[Fault],
+        *,
+        of_a_run: bool = False,
+    ) -> None:
         self.tree = tree
         self.places = places
         self.source = source
         self.faults = faults
+        # A run's recipe keeps what its user had typed, which counts again only where it is typed again.
+        self.of_a_run = of_a_run
+        self.typed = typed_by_the_user({key: place.line for key, place in places.items()})
         # Section or key that an unknown one was probably meant to be: that it is missing is then no second fault.
         self.meant: set[Key] = set()
         # Valid values by key, defaults included, for the checks across keys and sections.

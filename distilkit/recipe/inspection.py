@@ -31,6 +31,7 @@ from distilkit.recipe.sections import (
     variants,
 )
 from distilkit.recipe.toml_lines import Key, quoted
+from distilkit.recipe.tracker_options import to_type, withheld
 from distilkit.recipe.wording import describe, shown, span
 
 
@@ -364,6 +365,9 @@ def _tracking(found: Findings) -> BaseModel | None:
     options = table.get("options")
     if known and isinstance(options, dict):
         table["options"] = _tracker_options(found, options, words)
+    if known and not found.of_a_run:
+        for wrong, problem in withheld(table, found.typed):
+            found.fault(wrong, problem, to_type(wrong))
     section = validate(found, ("tracking",), TrackingSection, table)
     return section if known else None
 

@@ -190,7 +190,7 @@ def overlay(overrides: Sequence[str], faults: list[Fault]) -> Layer:
         for part in reversed(key):
             value = {part: value}
         _merge(value, layer.tree)
-        layer.places.update(dict.fromkeys(_paths(value), where))
+        layer.places.update(dict.fromkeys(paths(value), where))
     return layer
 
 
@@ -223,11 +223,12 @@ def _split_override(typed: str) -> tuple[Key, Any, str | None]:
     return key, text if is_text else tree["value"], None
 
 
-def _paths(value: object, key: Key = ()) -> Iterator[Key]:
+def paths(value: object, key: Key = ()) -> Iterator[Key]:
+    """List the keys of tables in tables, those of the tables too."""
     if isinstance(value, dict):
         for part, inner in value.items():
             yield (*key, part)
-            yield from _paths(inner, (*key, part))
+            yield from paths(inner, (*key, part))
 
 
 # ------------------------------------------------------------------------------------------------------------- merging

@@ -13,6 +13,8 @@ from distilkit.methods.base import MethodOptions
 from distilkit.models import external, registry
 from distilkit.models.registry import Norm
 from distilkit.outputs import GroupKind
+from distilkit.recipe.toml_lines import dotted
+from distilkit.recipe.tracker_options import withheld
 from distilkit.recipe.wording import Choice, Wording
 
 # A count of epochs, or a fraction of the run: see `resolve_epochs`.
@@ -229,7 +231,8 @@ class TrackingSection(_Section):
         dict[str, dict[str, Any]], Wording('a table for each tracker: [tracking.options.wandb], then mode = "offline"')
     ] = Field(
         {},
-        description="By tracker's name, what its own `init` is to be given.",
+        description="By tracker's name, what its own `init` is to be given. A file may set labels, and that a tracker "
+        "stays offline; the rest is typed: `--set tracking.options...`, see [tracking](tracking.md).",
         json_schema_extra={"default": "none"},
     )
     timeout: float = Field(
@@ -334,6 +337,8 @@ class Recipe(BaseModel):
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     _source: str = PrivateAttr(default="the recipe")
+    # Keys of `[tracking]` that no file has set.
+    _typed: frozenset[tuple[str, ...]] = PrivateAttr(default=frozenset())
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -350,6 +355,16 @@ class Recipe(BaseModel):
         """Write the whole recipe with every default; `load` of it gives an equal recipe."""
         # None is what cannot apply here (split_at of networks), and TOML has no word for it.
         return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+    def untyped_tracking(self) -> list[str]:
+        """What `[tracking]` says and only counts where the user has typed it, who has not: dotted keys."""
+        return [dotted(key) for key, _ in withheld(self.tracking.model_dump(), self._typed)]
+
+    def with_tracking_of(self, other: "Recipe") -> "Recipe":
+        """The recipe with another's `[tracking]`, and with what the user has typed of it."""
+        recipe = self.model_copy(update={"tracking": other.tracking})
+        recipe._typed = other._typed
+        return recipe
 
     def digest(self) -> str:
         """SHA-256 of `to_toml`, in hexadecimal."""

@@ -38,7 +38,7 @@ def upgrade(tree: dict[str, Any]) -> list[str]:
 def load(file: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """A run's own recipe with `overrides` on top, and what `upgrade` notes. Raises `UserError` like `recipe.load`."""
     notes: list[str] = []
-    return recipes.load(file, overrides, upgrade=lambda tree: notes.extend(upgrade(tree))), notes
+    return recipes.load_of_a_run(file, overrides, lambda tree: notes.extend(upgrade(tree))), notes
 
 
 def is_of_a_run(recipe: Path) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -18,12 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import __version__
-from distilkit.errors import SettingError, parse_json, require_plain_file
+from distilkit.errors import SettingError, UserError, parse_json, require_plain_file
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe, TrackingSection
+from distilkit.training.files import RECIPE
+
+_IDENTITY = re.compile(r"[\w-][\w.-]{0,255}")
 
 IDENTITIES = "trackers.json"
 """The file of a run's folder that keeps, by tracker, by which name that knows the run."""
+
+_MOST_SETTINGS = 1 << 16  # bytes of a tracker's settings; they are some lines
 
 # What to install where it is not called as the tracker is, or where that is not enough.
 _PACKAGES = {
@@ -50,6 +56,28 @@ _CONTINUED: dict[str, tuple[Callable[[Any], object], Callable[[str], dict[str, A
     "wandb": (lambda run: run.id, lambda name: {"id": name, "resume": "allow"}),
 }
 
+# What some trackers read in the folder that a training is started in, which may be a stranger's repository: the files,
+# the word in them that names a server, and the variable of the environment that goes before it.
+_READ_IN_THE_WORKING_FOLDER = {
+    "wandb": (("wandb/settings", ".wandb/settings"), "base_url", "WANDB_BASE_URL"),
+    "comet_ml": ((".comet.config",), "url_override", "COMET_URL_OVERRIDE"),
+}
+
+# By tracker: what `--dry-run` says of where it writes. The option and the variable that name a server or a folder, and
+# what holds without them.
+_WRITES_TO: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "aim": (("repo",), "", ".aim/ beside the runs"),
+    "clearml": ((), "CLEARML_API_HOST", "the server that clearml.conf names, otherwise ClearML's"),
+    "comet_ml": ((), "COMET_URL_OVERRIDE", "Comet's server"),
+    "dvclive": (("dir",), "", "dvclive/ in the run's folder"),
+    "mlflow": (("tracking_uri",), "MLFLOW_TRACKING_URI", "mlflow.db in the working folder"),
+    "swanlab": ((), "SWANLAB_API_HOST", "SwanLab's server, and swanlab/ in the run's folder"),
+    "tensorboard": (("log_dir",), "", "tensorboard/ in the run's folder"),
+    "trackio": (("space_id",), "TRACKIO_SPACE_ID", "trackio's folder in the user's cache"),
+    "wandb": (("settings", "base_url"), "WANDB_BASE_URL", "the server that W&B is logged in to, otherwise W&B's"),
+}
+_MODES = {"wandb": "WANDB_MODE", "swanlab": "SWANLAB_MODE"}
+
 _left_behind: list[str] = []
 
 
@@ -58,7 +86,26 @@ def left_behind() -> bool:
     return bool(_left_behind)
 
 
-def check_installed(section: TrackingSection) -> None:
+def check(recipe: Recipe, run: Path | None = None) -> None:
+    """Raise `UserError` where a tracker cannot be had, or would be told by a file where the figures go.
+
+    `run`: the run that goes on, whose own recipe may be a stranger's and holds what somebody typed when it began.
+    """
+    if keys := recipe.untyped_tracking():
+        named = ", ".join(keys)
+        again = f"distilkit train --resume {run or 'RUN'}"
+        typed = " ".join(f"--set {key}=..." for key in keys)
+        raise UserError(
+            f"{run or 'the recipe'} was begun with {named}, which may decide where figures and credentials go, and "
+            f"counts only where you type it{f'; {run / RECIPE} says what it was' if run else ''}",
+            f"if you trust it: {again} {typed}; without a tracker: {again} --set tracking.name=none",
+        )
+    _check_installed(recipe.tracking)
+    for name in recipe.tracking.names:
+        _refuse_settings_of_the_working_folder(name, recipe)
+
+
+def _check_installed(section: TrackingSection) -> None:
     """Raise `SettingError` where the package of a tracker is not there, and say what to install."""
     from accelerate.tracking import get_available_trackers
 
@@ -71,6 +118,64 @@ def check_installed(section: TrackingSection) -> None:
                 f"the tracker {name!r} needs a package that is not installed",
                 f"install it: {install}; or train without it: --set tracking.name=none",
             )
+
+
+def _refuse_settings_of_the_working_folder(name: str, recipe: Recipe) -> None:
+    """What a stranger's repository says must not decide to which server a key is sent."""
+    if name not in _READ_IN_THE_WORKING_FOLDER:
+        return
+    files, word, variable = _READ_IN_THE_WORKING_FOLDER[name]
+    if variable in os.environ or _option(recipe, name, _WRITES_TO[name][0]) is not None:
+        return
+    for file in map(Path, files):
+        try:
+            require_plain_file(file)
+            with file.open("rb") as stream:
+                names_a_server = word.encode() in stream.read(_MOST_SETTINGS)
+        except OSError:
+            continue
+        if names_a_server:
+            raise UserError(
+                f"{file} in the working folder names a server, to which {name} would send its key",
+                f"set {variable} to the server that you mean, or start from another folder",
+            )
+
+
+def destinations(recipe: Recipe) -> list[dict[str, str | None]]:
+    """Where a training's figures would go, as far as is known before: `tracker`, `project`, `where`."""
+    return [
+        {
+            "tracker": name,
+            "project": None if name in ("tensorboard", "dvclive") else recipe.tracking.project,
+            "where": _where(name, recipe),
+        }
+        for name in recipe.tracking.names
+    ]
+
+
+def _where(name: str, recipe: Recipe) -> str:
+    path, variable, otherwise = _WRITES_TO.get(name, ((), "", f"where {name} is set up to"))
+    options = recipe.tracking.options.get(name, {})
+    mode = options.get("mode", os.environ.get(_MODES.get(name, ""), ""))
+    if mode == "disabled":
+        return "nowhere: it is disabled"
+    if mode in ("offline", "local") or options.get("online") is False:
+        return f"{name}/ in the run's folder, offline" if name in _MODES else "a file of this machine, offline"
+    named = _option(recipe, name, path)
+    if named is None and variable in os.environ:
+        named, otherwise = os.environ[variable], f" (from {variable})"
+    else:
+        otherwise = otherwise if named is None else f" (from tracking.options.{'.'.join((name, *path))})"
+    # A name and a password in an address are for nobody who reads the screen.
+    return otherwise if named is None else re.sub(r"//[^/@\s]*@", "//", str(named)) + otherwise
+
+
+def _option(recipe: Recipe, name: str, path: tuple[str, ...]) -> object:
+    """What stands in the options of a tracker at `path`; None where nothing does."""
+    value: Any = recipe.tracking.options.get(name, {}) if path else None
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 class Tracking:
@@ -181,6 +286,8 @@ def _begin(name: str, recipe: Recipe, folder: Path, first_epoch: int, begun: str
     """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    if keys := recipe.untyped_tracking():  # `check` has refused it before, and said what to type
+        raise UserError(f"nobody has typed {', '.join(keys)}")
     options = dict(recipe.tracking.options.get(name, {}))
     ask_name, go_on = _CONTINUED.get(name, (None, None))
     if name == "mlflow" and "tracking_uri" in options:
@@ -188,7 +295,10 @@ def _begin(name: str, recipe: Recipe, folder: Path, first_epoch: int, begun: str
         import mlflow
 
         mlflow.set_tracking_uri(options.pop("tracking_uri"))
-    options = {**_defaults(name, folder, first_epoch), **options}
+    defaults = _defaults(name, folder, first_epoch)
+    for key, value in defaults.items():
+        # A table is added to: whoever sets W&B's server does not ask for a copy of the terminal.
+        options[key] = value | options.get(key, {}) if isinstance(value, dict) else options.get(key, value)
     if begun is not None and go_on is not None:
         options |= go_on(begun)
     kind = LOGGER_TYPE_TO_CLASS[name]
@@ -227,7 +337,12 @@ def _defaults(name: str, folder: Path, first_epoch: int) -> dict[str, Any]:
         "mlflow": {"run_name": folder.name},
         "trackio": {"name": folder.name},
         "swanlab": {"experiment_name": folder.name, "logdir": str(folder / "swanlab")},
-        "dvclive": {"dir": str(folder / "dvclive")},
+        # By itself it writes dvc.yaml into the working folder, and into the repository there.
+        "dvclive": {
+            "dir": str(folder / "dvclive"),
+            "dvcyaml": str(folder / "dvclive" / "dvc.yaml"),
+            "save_dvc_exp": False,
+        },
     }
     return known.get(name, {})
 
@@ -248,4 +363,6 @@ def _identities(folder: Path) -> dict[str, str]:
         known = parse_json((folder / IDENTITIES).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return {str(name): known[name] for name in known if isinstance(known[name], str)} if isinstance(known, dict) else {}
+    named = known.items() if isinstance(known, dict) else ()
+    # Of a stranger's run too: some trackers make a file's name of it.
+    return {name: value for name, value in named if isinstance(value, str) and _IDENTITY.fullmatch(value)}

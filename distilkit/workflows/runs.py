@@ -15,10 +15,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from distilkit.errors import UserError, did_you_mean, parse_json, require_plain_file
 from distilkit.training import files
+from distilkit.writing import lock
 
 State = Literal["finished", "running", "interrupted", "failed", "broken"]
 STATES = ("finished", "running", "interrupted", "failed", "broken")
@@ -170,12 +171,12 @@ def locked(path: Path) -> bool:
     if not (path / files.LOCK).is_file():
         return False
     try:
-        with FileLock(path / files.LOCK, timeout=0):
+        with lock(path):
             return False
     except Timeout:
         return True
     except OSError:
-        # Where nothing can be written, nobody trains.
+        # Where nothing can be written, or the lock is a link, nobody trains.
         return False
 
 
@@ -417,7 +418,7 @@ def _delete(path: Path, known: bytes) -> str | None:
     if path.is_symlink() or not _holds_record(path):
         return "it is no run any more"
     try:
-        with FileLock(path / files.LOCK, timeout=0):
+        with lock(path):
             if _read(path / files.RECORD) != known:
                 return "it has changed meanwhile"
             record, _ = _record(path)

@@ -28,7 +28,7 @@ from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.run import RECIPE, Run, written_by_us_alone
 from distilkit.training import checkpoint as checkpoints
-from distilkit.training import compiled
+from distilkit.training import compiled, tracking
 from distilkit.training import precision as precisions
 from distilkit.training import threads as thread_counts
 from distilkit.training.build import build_learner, placed
@@ -37,7 +37,6 @@ from distilkit.training.interrupt import Interrupted, signum_of
 from distilkit.training.pretrained import start_from
 from distilkit.training.processes import from_main, is_main, join, lost_ones_named, make_accelerator
 from distilkit.training.teacher import Teacher
-from distilkit.training.tracking import check_installed
 from distilkit.training.trainer import Trainer, check_settings
 from distilkit.workflows.cards import finished_card, refresh
 from distilkit.workflows.teachers import name_code, open_teacher, resolve_teacher
@@ -93,6 +92,7 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
             "remarks": datasets.remarks(balance),
         },
         "teacher_missing": note,
+        "tracking": tracking.destinations(recipe),
         "epochs": recipe.train.epochs,
     }
 
@@ -109,7 +109,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     spec = _spec(recipe)
     recipe = _with_storage(recipe, spec, here, observer)
     with placed(recipe):
-        check_installed(recipe.tracking)
+        tracking.check(recipe)
         precisions.check(recipe.train.precision, here.device)
         recipe = resolve_teacher(recipe, runs)
     name_code(recipe, runs)
@@ -149,6 +149,8 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
         )
         path = run.path
     run = Run.open(from_main(path))
+    # A file does not say what was typed.
+    run.recipe = run.recipe.with_tracking_of(recipe)
     with _alone(run, here):
         return _fit(run, learner, data, device, None, (), observer)
 
@@ -272,11 +274,13 @@ def _continue(
         if recipe.data.storage == "auto":
             recipe = _stored(recipe, run.data.storage)
         run.recipe = recipe
+    elif recipe is not None:
+        run.recipe = run.recipe.with_tracking_of(recipe)
     if run.recipe.data.storage == "auto":
         # A run of before storage could be chosen: what it knew.
         run.recipe = _stored(run.recipe, run.data.storage)
     with placed(run.recipe):
-        check_installed(run.recipe.tracking)
+        tracking.check(run.recipe, path)
         precisions.check(run.recipe.train.precision, here.device)
     name_code(run.recipe, run.path.parent)
     learner = build_learner(run.recipe, run.data.spec())
