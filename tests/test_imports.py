@@ -34,6 +34,7 @@ ROOMS = [
     "outputs",
     "randomness",
     "shipped",
+    "working_folder",
     "errors",
 ]
 
