@@ -43,7 +43,7 @@ FORMAT = 2
 RATE = 25_000 * 2.285e8
 """FLOPs a second that --plan takes for granted: ONE with three branches of ResNet-32 at 25,000 images/s, an estimate
 for a data-centre GPU that has not been measured yet."""
-PROGRAM: tuple[str, ...] = (sys.executable, "-m", "distilkit")
+PROGRAM: tuple[str, ...] = (sys.executable, "-P", "-m", "distilkit")
 """What trains; benchmarks/dry_run.py has its own."""
 CODE = "commit.txt"
 """Beside a cell's runs: which code began and continued them, a line for each slice."""

@@ -33,6 +33,7 @@ ROOMS = [
     "outputs",
     "randomness",
     "shipped",
+    "working_folder",
     "errors",
     "spelling",
 ]

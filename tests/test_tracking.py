@@ -91,7 +91,8 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     monkeypatch.setattr(tracking, "_left_behind", [])
     for name, value in (("calls", []), ("raising", ""), ("hanging", ""), ("released", threading.Event())):
         monkeypatch.setattr(Recording, name, value)
-    for variable in tracking._NO_TELEMETRY:
+    monkeypatch.setattr(tracking, "_READ_SETTINGS", {})
+    for variable in (*tracking._NO_TELEMETRY, *tracking._NO_GIT):
         monkeypatch.setenv(variable, os.environ.get(variable, ""))
         monkeypatch.delenv(variable)
     return Recording
@@ -306,6 +307,7 @@ import sys, threading, atexit
 import accelerate.tracking
 from accelerate.utils import LoggerType
 from distilkit import cli
+from distilkit.training import tracking
 
 class Hanging(accelerate.tracking.GeneralTracker):
     name, requires_logging_directory, tracker = "wandb", False, None
@@ -318,6 +320,7 @@ class Hanging(accelerate.tracking.GeneralTracker):
 atexit.register(threading.Event().wait)
 accelerate.tracking.LOGGER_TYPE_TO_CLASS["wandb"] = Hanging
 accelerate.tracking._available_trackers.append(LoggerType.WANDB)
+tracking._READ_SETTINGS.clear()
 cli.main(sys.argv[1:])
 """
 

@@ -38,6 +38,7 @@ from distilkit.cli import (
 )
 from distilkit.errors import UserError, broken_package, first_line, out_of_memory
 from distilkit.training.interrupt import Terminated, leave_at_once
+from distilkit.working_folder import require_no_libraries
 
 SIGPIPE = 13  # which Python does not know everywhere
 LAUNCHERS = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
@@ -99,6 +100,7 @@ def _distilkit(
         raise UserError(
             f"the working folder is not there any more: {error.strerror}", "cd to a folder that is there"
         ) from error
+    require_no_libraries()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -27,13 +27,20 @@ def benchmark(
         bool, typer.Option("--compile", help="A run's network compiled by PyTorch as well (takes a minute).")
     ] = False,
     device: options.FileDevice = "cpu",
-    trust_code: options.TrustCode = False,
+    trust_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-code",
+            help="Allow this command to execute the module of a network of your own (package.module:builder), and "
+            "what a .pt2 file holds: such a file is code.",
+        ),
+    ] = False,
     runs: options.Runs = options.RUNS,
     json_output: options.Json = False,
 ) -> None:
     """How fast exported files answer here, beside PyTorch; all take turns, so that a busy moment hits them all.
 
-    A run stands for its leader in PyTorch and for the files in its exports/.
+    A run stands for its leader in PyTorch and for the files in its exports/, except .pt2 without --trust-code.
 
     Examples:
 

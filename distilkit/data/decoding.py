@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from distilkit.data import augment
 from distilkit.data.pixels import UNREADABLE, Framing, Pixels, as_array, decode, open_image, reason, to_mode
 from distilkit.errors import UserError
+from distilkit.working_folder import SAFE_PATH, environment
 
 NAMED_FILES = 10
 PREFETCH = 2
@@ -162,7 +163,8 @@ def decode_batches(framing: Framing, requests: Iterable[Request], workers: int, 
     """
     if workers:
         try:
-            _context().Lock()
+            with environment(SAFE_PATH):  # it starts Python's own process that tidies up
+                _context().Lock()
         except OSError as error:  # which the loader's own iterator does not survive without complaints of its own
             raise ImagesLostError(
                 f"no worker processes can be started to decode images: {error.strerror or error}; they talk through "
@@ -184,7 +186,8 @@ def decode_batches(framing: Framing, requests: Iterable[Request], workers: int, 
             # A seed for the workers would otherwise be drawn from the global stream.
             generator=torch.Generator(),
         )
-        batches = iter(loader)
+        with environment(SAFE_PATH):
+            batches = iter(loader)
     try:
         while True:
             try:

@@ -14,7 +14,7 @@ from distilkit.data.preparation import Preparation
 from distilkit.errors import UserError
 from distilkit.export.form import ENDINGS
 from distilkit.export.openvino import SECTION, import_openvino, weights_file
-from distilkit.export.program import load_pt2
+from distilkit.export.program import UntrustedProgramError, load_pt2, may_open_pt2
 from distilkit.export.runtime import RUNTIME_ERRORS, Device, open_session, require_file
 
 _PLACE = re.compile(r"(Check|Exception) ")
@@ -88,6 +88,8 @@ class _Pt2File:
             value = images.meta["val"]
             self.module = program.module()
             self.outputs = tuple(program.call_spec.out_spec.context)
+        except UntrustedProgramError:
+            raise
         except Exception as error:  # PyTorch's reader raises whatever its parts do
             raise OpenedFileError("PyTorch cannot load the file", error) from error
         self.dtype = str(value.dtype).removeprefix("torch.")
@@ -140,7 +142,8 @@ class _OpenvinoFile:
 def open_file(file: Path, threads: int | None = None, device: Device = "cpu") -> OpenedFile:
     """Open a deployed file by its ending; `threads` None uses every core. ONNX files alone open on a CUDA device.
 
-    Raises `UserError` if there is no such file or device, `OpenedFileError` if its runtime cannot open it.
+    Raises `UserError` if there is no such file or device, or if it may not be opened (`may_open`), and
+    `OpenedFileError` if its runtime cannot open it.
     """
     if device == "cuda" and not on_cuda(file):
         raise UserError(f"{file} is no ONNX file, and only those are computed on CUDA here", "leave --device out")
@@ -149,6 +152,11 @@ def open_file(file: Path, threads: int | None = None, device: Device = "cpu") ->
     if file.suffix == ENDINGS["openvino"]:
         return _OpenvinoFile(file, threads)
     return _OnnxFile(file, threads, device)
+
+
+def may_open(file: Path) -> bool:
+    """Whether a file may be opened: a pt2 file is code, the others are not."""
+    return file.suffix != ENDINGS["pt2"] or may_open_pt2(file)
 
 
 def on_cuda(file: Path) -> bool:

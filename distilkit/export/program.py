@@ -2,9 +2,14 @@
 
 `torch.export.load(file).module()` takes images and gives a dictionary of outputs. What the file says of itself lies in
 it as `METADATA`, a JSON object.
+
+A pt2 file is code. PyTorch unpickles weights where the file says so, and evaluates text of the file as expressions; it
+offers no way to read one without. So only bytes that this process has written itself are opened here, or any file
+inside `models.own.code_trusted`.
 """
 
 import copy
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -19,6 +24,7 @@ from torch.utils._sympy.numbers import int_oo
 
 from distilkit.errors import UserError
 from distilkit.export.onnx import BATCH_DIMENSION, prepared, quiet, refused, write_atomically
+from distilkit.models import own
 
 METADATA = "distilkit.json"
 
@@ -27,6 +33,20 @@ _PASSES = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "ate
 
 # Of values inside, whose types cannot be others.
 _TYPE_CHECK = "aten::_assert_tensor_metadata"
+
+
+_written: set[tuple[int, bytes]] = set()
+"""Length and SHA-256 of each program that this process has written."""
+
+
+class UntrustedProgramError(UserError):
+    """A program of which nobody has said that it may be opened, and which this process has not written."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(
+            f"{file} is a program of torch.export, and such a file can run code when it is opened",
+            "if you trust whoever made it, add --trust-code to the command (it holds for this one command)",
+        )
 
 
 class _Program(nn.Module):
@@ -77,18 +97,40 @@ def export_pt2(
         content = io.BytesIO()
         torch.export.save(program, content, extra_files={METADATA: json.dumps(dict(sorted(metadata.items())))})
     write_atomically(file, content.getvalue())
+    _written.add(_identity(content.getvalue()))
+
+
+def may_open_pt2(file: Path) -> bool:
+    """Whether a program may be opened: this process has written its bytes, or this is inside `code_trusted`."""
+    return own.is_trusted() or _own_content(file) is not None
 
 
 def load_pt2(file: Path) -> tuple[ExportedProgram, dict[str, str]]:
     """Load a program, and what it says of itself; nothing, if distilkit did not write it.
 
-    Raises whatever PyTorch raises for a file that it cannot read.
+    Raises `UntrustedProgramError` where it may not be opened, and whatever PyTorch raises for what it cannot read.
     """
+    # The very bytes that were compared are opened, whatever the file is by now.
+    content = file.read_bytes() if own.is_trusted() else _own_content(file)
+    if content is None:
+        raise UntrustedProgramError(file)
     extra = {METADATA: ""}
     with quiet():
-        program = torch.export.load(file, extra_files=extra)
+        program = torch.export.load(io.BytesIO(content), extra_files=extra)
     about = json.loads(extra[METADATA] or "{}")
     return program, {str(key): str(value) for key, value in about.items()}
+
+
+def _identity(content: bytes) -> tuple[int, bytes]:
+    return len(content), hashlib.sha256(content).digest()
+
+
+def _own_content(file: Path) -> bytes | None:
+    """What is in a file, if this process has written it; one of another length is not read."""
+    if not file.is_file() or file.stat().st_size not in {length for length, _ in _written}:
+        return None
+    content = file.read_bytes()
+    return content if _identity(content) in _written else None
 
 
 def _trace(module: _Program, images: Tensor, free: Mapping[int, str]) -> ExportedProgram:

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from distilkit.report.figures import drawable, drawn_the_same
+from distilkit.report.figures import drawable, drawn_the_same, figure_class
 from distilkit.writing import appearing
 
 PANELS = (
@@ -19,7 +17,7 @@ PANELS = (
 
 def plot_curves(runs: Sequence[dict[str, Any]], stem: Path, statistics: str, directions_kind: str) -> list[Path]:
     """Write `stem`.png and .svg: one thin line per direction, the mean of each run thick; returns both paths."""
-    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    figure = figure_class()(figsize=(13, 4.8), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
     for axis, (key, split, label) in zip(axes, PANELS, strict=True):
         for index, run in enumerate(runs):

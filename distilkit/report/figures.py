@@ -9,6 +9,7 @@ from typing import Any
 
 from distilkit import spelling
 from distilkit.report.charts import Chart, HeatMap, Picture, Series
+from distilkit.working_folder import elsewhere
 from distilkit.writing import appearing
 
 COLOURS = ("#1f6fb4", "#c24e18", "#0f7f5f", "#8a4fae", "#946500", "#c03a7a", "#0a7a8f", "#5a6470")
@@ -24,14 +25,13 @@ def write_figures(pictures: Sequence[tuple[str, Picture]], folder: Path) -> list
 
     The same pictures and the same matplotlib give the same bytes. Raises `OSError` when they cannot be written.
     """
-    from matplotlib.figure import Figure
-
+    new_figure = figure_class()
     files = []
     for prefix, picture in pictures:
         size = (6.4, 4.4) if isinstance(picture, Chart) and picture.wide else (4.8, 3.6)
         if isinstance(picture, HeatMap) and len(picture.rows) > 12:
             size = (6.4, 6.0)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = new_figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         if isinstance(picture, Chart):
             _chart(axes, picture)
@@ -46,6 +46,13 @@ def write_figures(pictures: Sequence[tuple[str, Picture]], folder: Path) -> list
                 figure.savefig(partial, dpi=150, metadata={"Software": None})
         files += [stem.with_suffix(".svg"), stem.with_suffix(".png")]
     return files
+
+
+def figure_class() -> type[Any]:
+    """Matplotlib's `Figure`; matplotlib reads the user's settings as it is imported, but none of the working folder."""
+    with elsewhere():
+        from matplotlib.figure import Figure
+    return Figure
 
 
 def safe_name(text: str) -> str:

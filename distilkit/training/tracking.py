@@ -6,6 +6,7 @@ can be left behind; MLflow moreover keeps its active run by thread.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import queue
@@ -23,6 +24,7 @@ from distilkit.errors import SettingError, UserError, parse_json, require_plain_
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe, TrackingSection
 from distilkit.training.files import RECIPE
+from distilkit.working_folder import elsewhere
 
 _IDENTITY = re.compile(r"[\w-][\w.-]{0,255}")
 
@@ -46,6 +48,15 @@ _NO_TELEMETRY = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DVC_NO_ANALYTICS": "true",
+}
+
+# W&B would call git for what has changed in the working folder, and git runs what that folder's .git/config names.
+_NO_GIT = {"WANDB_DISABLE_GIT": "true"}
+
+# Trackers that read settings of the working folder, a server's address perhaps, and how they are made to read theirs.
+_READ_SETTINGS: dict[str, Callable[[], object]] = {
+    "comet_ml": lambda: importlib.import_module("comet_ml"),
+    "wandb": lambda: importlib.import_module("wandb").setup(),
 }
 
 # By tracker: how its open run names itself, and what `init` must be given to go on with the run of that name.
@@ -194,11 +205,16 @@ class Tracking:
         """Open them, each on the tracker's run that this training began with where there is one."""
         if not self.names:
             return
-        for variable, value in _NO_TELEMETRY.items():
+        for variable, value in (_NO_TELEMETRY | _NO_GIT).items():
             os.environ.setdefault(variable, value)
         known = _identities(self.folder)
         for name in self.names:
             self.open[name] = _Apart(name)
+            if read := _READ_SETTINGS.get(name):
+                with elsewhere():
+                    self._ask(name, "when it was started", read)
+                if name not in self.open:
+                    continue
             begin = partial(_begin, name, self.recipe, self.folder, self.first_epoch, known.get(name))
             answer = self._ask(name, "when it was started", begin)
             if answer is not None:

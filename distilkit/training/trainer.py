@@ -161,9 +161,10 @@ class Trainer:
             log.keep_until(self.folder / METRICS, first_epoch)
         tracked = self.recipe.tracking.names if self.accelerator.is_main_process else ()
         self.tracking = Tracking(tracked, self.recipe, self.folder, first_epoch, self.observer)
-        self.images.upcoming(self._upcoming(self.progress.step))
         try:
+            # Before images are read ahead: trackers are started with another working folder.
             self.tracking.start()
+            self.images.upcoming(self._upcoming(self.progress.step))
             with (
                 stop_requests() as stop,
                 seeded(settings.seed, "training"),

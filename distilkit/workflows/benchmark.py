@@ -22,7 +22,8 @@ from distilkit.export.latency import (
     random_pixels,
 )
 from distilkit.export.onnx import SingleForExport, export_onnx
-from distilkit.export.opened import fixed_batch, on_cuda
+from distilkit.export.opened import fixed_batch, may_open, on_cuda
+from distilkit.export.program import UntrustedProgramError
 from distilkit.export.runtime import Device
 from distilkit.observer import Observer
 from distilkit.run import EXPORTED, Model, Run, open_models
@@ -81,7 +82,8 @@ def benchmark(
 
     `paths`: exported files, runs and pruned models; none of them is the newest finished run. A run's leader is timed in
     PyTorch, eager and with `compile` compiled, and every file in its `exports/` that passed its checks in its own
-    runtime; where it has no `single.onnx` one is made for the occasion. For each number of `threads` and each batch
+    runtime; where it has no `single.onnx` one is made for the occasion. A pt2 file is code: outside of `code_trusted`
+    one that was named is refused, one of a run passed over with a note. For each number of `threads` and each batch
     size all take turns, `repetitions` times, after three rounds that do not count. Input is random pixels. `device`:
     where all of them compute; on "cuda" the images' way there and the answers' way back count, and files that are not
     ONNX are left out.
@@ -94,6 +96,9 @@ def benchmark(
     folders: list[Path | None] = [path for path in paths if not path.is_file()]
     if compile and paths and not folders:
         raise UserError("--compile times a run's network in PyTorch; a file has none", "name the run as well")
+    for file in files:
+        if not may_open(file):
+            raise UntrustedProgramError(file)
     if device == "cuda":
         choose_device(device)
     found = open_models(folders if paths else [None], runs)
@@ -148,7 +153,10 @@ def _of_run(path: Path, model: Model, temporary: Path, compile: bool, observer: 
         export_onnx(network, temporary, size=size, output_names=network.output_names, metadata={})
         yield _Contender(f"{exports / SINGLE} (not kept)", "onnxruntime", temporary)
     for file in files:
-        yield _of_file(file)
+        if may_open(file):
+            yield _of_file(file)
+        else:
+            observer.note(f"{file} can run code when it is opened, and is passed over; --trust-code times it too")
 
 
 def _of_file(file: Path) -> _Contender:

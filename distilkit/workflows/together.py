@@ -9,8 +9,8 @@ import multiprocessing
 import os
 import queue
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,6 +25,7 @@ from distilkit.recipe import Recipe
 from distilkit.training.interrupt import Interrupted, stop_requests
 from distilkit.workflows.teachers import name_code
 from distilkit.workflows.train import sibling, summary_of_seeds, train
+from distilkit.working_folder import SAFE_PATH, environment
 
 _LOOK_SECONDS = 0.2
 
@@ -51,7 +52,7 @@ def train_together(
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // len(seeds))))
 
     def start(recipe: Recipe, seeds: Sequence[int]) -> None:
-        with _environment({"OMP_NUM_THREADS": threads}):
+        with environment({"OMP_NUM_THREADS": threads, **SAFE_PATH}):
             for seed in seeds:
                 given = (messages, sibling(recipe, seed), runs, device, command, seed, own.is_trusted())
                 children[seed] = context.Process(target=_child, args=given, name=f"seed {seed}")
@@ -202,18 +203,3 @@ def _stop(children: Any, signum: int) -> None:
         if signum and child.is_alive() and child.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(child.pid, signum)
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """What processes that are started inside the block find in their environment."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
