@@ -5,7 +5,6 @@ import errno
 import functools
 import json
 import os
-import re
 import stat
 import traceback
 from collections.abc import Iterable, Sequence
@@ -114,16 +113,6 @@ def parse_json(content: str | bytes) -> Any:
         return json.loads(content.decode() if isinstance(content, bytes) else content, object_pairs_hook=_once)
     except UnicodeDecodeError:
         raise ValueError("it is no UTF-8 text") from None
-
-
-def toml_fault(error: Exception) -> str:
-    """What is wrong with a file that cannot be read as TOML, and where, without a word of what it holds."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    if isinstance(error, UnicodeDecodeError):
-        return "it is no UTF-8 text"
-    place = re.search(r"\((at line \d+, column \d+|at end of document)\)$", str(error))
-    return f"it is not TOML{f' ({place[1]})' if place else ''}"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,16 +20,17 @@ import torch
 from filelock import Timeout
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
-from distilkit.data.storage import machine_memory
-from distilkit.errors import UserError, parse_json, require_plain_file
+from distilkit import methods
+from distilkit.errors import UserError
 from distilkit.group import Classifier, Normalize
 from distilkit.known_data import DataRecord
 from distilkit.learner import Learner
 from distilkit.models import own, registry
+from distilkit.models.outline import outline, require_room
 from distilkit.observer import Observer
+from distilkit.reading import UnreadableError, read_json
 from distilkit.recipe import ModelSection, Recipe
 from distilkit.runs import upgrade
 from distilkit.training import checkpoint as checkpoints
@@ -295,7 +296,6 @@ class Run:
         Raises `UntrustedCodeError` where a network is the user's own and its code may not be executed here.
         """
         self.require_trust()
-        learner = build_learner(self.recipe, self.data.spec())
         folder = self.checkpoint(checkpoint)
         while True:
             try:
@@ -306,9 +306,32 @@ class Run:
                 # A training beside us may have gone on, and removed what its pointer named a moment ago.
                 if folder == before:
                     raise
+        self._require_fit(parts["group"], folder / "group.safetensors")
+        learner = build_learner(self.recipe, self.data.spec())
         for part, module in (("group", learner.group), ("method", learner.method)):
             _load_strict(module, parts[part], folder / f"{part}.safetensors")
         return learner.eval()
+
+    def _require_fit(self, state: Mapping[str, Tensor], file: Path) -> None:
+        """Raise `UserError` unless a group's weights are those of its architectures, of which none takes memory yet."""
+        section, data = self.recipe.group, self.data
+        expected: dict[str, Tensor] = {}
+        members = methods.members(self.recipe.method, section.count)
+        outlines = {
+            each: outline(each, len(data.classes), data.channels, self.recipe.model.norm)
+            for each in dict.fromkeys(self.recipe.architectures)
+        }
+        if None in outlines.values():  # a user's own network is built to know it
+            return
+        for member, architecture in zip(members, self.recipe.architectures, strict=True):
+            found = outlines[architecture]
+            assert found is not None
+            rooms = ("networks." + member,) if section.kind == "networks" else ("trunk", "branches." + member)
+            for key, tensor in found.state.items():
+                # Which part of a group a weight belongs to, the file alone says here.
+                name = next((name for room in rooms if (name := f"{room}.{key}") in state), f"{key} of {member}")
+                expected[name] = tensor
+        _require_alike(expected, state, file)
 
     def require_trust(self) -> None:
         """Raise `UntrustedCodeError` if the run's networks are built by code that may not be executed here."""
@@ -387,6 +410,11 @@ def stock_classifier(
     network: ModelSection, data: DataRecord, state: dict[str, Tensor], file: Path | None = None
 ) -> Classifier:
     """The architecture as its library builds it, with `state` loaded strictly, behind its normalisation; eval mode."""
+    found = outline(network.architecture, len(data.classes), data.channels, network.norm)
+    if found is not None:
+        # Before the network takes memory: a stranger's file may name any architecture.
+        _require_alike(found.state, state, file)
+        require_room(network.architecture, found, len(data.classes))
     with torch.random.fork_rng(devices=[]):
         backbone = registry.create(network.architecture, len(data.classes), data.channels, network.norm)
     _load_strict(backbone, state, file)
@@ -397,20 +425,21 @@ def stock_classifier(
 def load_weights(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file. Raises `UserError` when it is missing or damaged."""
     try:
-        require_plain_file(file, machine_memory())
         return checkpoints.read_tensors(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights {file} cannot be read: {error}", PRUNE_AGAIN) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the weights {file} cannot be read: {reason}", PRUNE_AGAIN) from error
 
 
 def load_weights_and_digest(file: Path) -> tuple[dict[str, Tensor], str]:
-    """Like `load_weights`, and the file's SHA-256 in hexadecimal; the file is read once."""
+    """Like `load_weights`, and the file's SHA-256 in hexadecimal."""
     try:
-        require_plain_file(file, machine_memory())
-        content = file.read_bytes()
-        return load(content), hashlib.sha256(content).hexdigest()
+        tensors = checkpoints.read_tensors(file)
+        with file.open("rb") as content:
+            return tensors, hashlib.file_digest(content, "sha256").hexdigest()
     except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights {file} cannot be read: {error}", PRUNE_AGAIN) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the weights {file} cannot be read: {reason}", PRUNE_AGAIN) from error
 
 
 EXPORTED = (".onnx", ".pt2", ".xml")
@@ -512,19 +541,19 @@ def _known_record(path: Path) -> dict[str, Any]:
 
 def _read_json(file: Path, what: str) -> dict[str, Any]:
     try:
-        require_plain_file(file, files.LARGEST_JSON)
-        document = parse_json(file.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{file.parent} is not {what}: it has no {file.name}", f"name the folder of {what}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read: {error}", f"it is damaged; name another folder of {what}") from error
+        document = read_json(file)
+    except UnreadableError as error:
+        if error.absent:
+            problem = f"{file.parent} is not {what}: it has no {file.name}"
+            raise UserError(problem, f"name the folder of {what}") from None
+        raise UserError(error.problem, f"it is damaged; name another folder of {what}") from error
     if not isinstance(document, dict):
         raise UserError(f"{file} is damaged: it holds no JSON object", f"name another folder of {what}")
     return document
 
 
-def _load_strict(module: nn.Module, state: dict[str, Tensor], file: Path | None) -> None:
-    own = module.state_dict()
+def _require_alike(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: Path | None) -> None:
+    """Raise `UserError` naming every weight that is missing, too many, or of another shape or kind of numbers."""
     faults = [
         *(f"missing {name}" for name in own.keys() - state.keys()),
         *(f"unexpected {name}" for name in state.keys() - own.keys()),
@@ -540,19 +569,22 @@ def _load_strict(module: nn.Module, state: dict[str, Tensor], file: Path | None)
             if own[name].dtype != state[name].dtype
         ),
     ]
-    if not faults:
-        bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-        if bad:
-            more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-            raise UserError(
-                f"the weights {file or ''} are not all finite numbers: {', '.join(sorted(bad)[:10])}{more}",
-                "its training went wrong, or they were changed after they were written",
-            )
     if faults:
         more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise UserError(
             f"the weights {file or ''} do not fit the model: {'; '.join(sorted(faults)[:10])}{more}",
             "they belong to another network, or were changed after they were written",
+        )
+
+
+def _load_strict(module: nn.Module, state: dict[str, Tensor], file: Path | None) -> None:
+    _require_alike(module.state_dict(), state, file)
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise UserError(
+            f"the weights {file or ''} are not all finite numbers: {', '.join(sorted(bad)[:10])}{more}",
+            "its training went wrong, or they were changed after they were written",
         )
     registry.load_strict(module, state)
 
@@ -560,4 +592,6 @@ def _load_strict(module: nn.Module, state: dict[str, Tensor], file: Path | None)
 def _brief(error: KeyError | ValidationError) -> str:
     if isinstance(error, KeyError):
         return f"it lacks {error}"
+    if error.error_count() > 1000:  # pydantic describes all of them or none, in a kilobyte each
+        return f"{error.error_count():,} of its values are of the wrong kind"
     return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5])

@@ -34,6 +34,8 @@ ROOMS = [
     "randomness",
     "shipped",
     "working_folder",
+    "reading",
+    "memory",
     "errors",
     "spelling",
 ]

@@ -12,10 +12,8 @@ inserts it without quotes. So every completer stands under `completer`, which le
 import contextlib
 import functools
 import io
-import json
 import os
 import re
-import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any, ParamSpec
 import typer
 
 from distilkit import shipped
+from distilkit.reading import UnreadableError, read_json
 from distilkit.training.files import begun
 
 MOST_RUNS = 50
@@ -208,15 +207,10 @@ def _records(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Read a run's record, if it is a plain file of a plausible size. Those of /proc say that they hold nothing."""
-    file = folder / "run.json"
+    """Read a run's record."""
     try:
-        about = file.stat()
-        if not stat.S_ISREG(about.st_mode) or not 0 < about.st_size <= LARGEST_RECORD:
-            return {}
-        with file.open("rb") as opened:
-            record = json.loads(opened.read(LARGEST_RECORD))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(folder / "run.json")
+    except UnreadableError:
         return {}
     return record if isinstance(record, dict) else {}
 

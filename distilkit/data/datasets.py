@@ -20,8 +20,8 @@ from distilkit.data.image_folder import ImageFolder
 from distilkit.data.imagenet import ImageNet
 from distilkit.data.pictures import StreamedImages, evenly
 from distilkit.data.registry import sources
-from distilkit.data.storage import free_memory
 from distilkit.errors import SettingError, UserError, did_you_mean
+from distilkit.memory import free_memory
 from distilkit.randomness import generator
 
 __all__ = ["DataSpec", "ImageData", "Split", "fingerprint", "load", "names", "presence", "spec", "traits"]

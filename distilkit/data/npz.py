@@ -1,11 +1,12 @@
 """A user's own images as arrays: one .npz file, as NumPy, Keras and MedMNIST write them."""
 
+import io
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,8 +15,9 @@ from distilkit.data.base import DataSpec, Pixels, Plain, Traits
 from distilkit.data.image_folder import checked_size
 from distilkit.data.pixels import Framing, framed
 from distilkit.data.registry import register
-from distilkit.data.storage import free_memory
-from distilkit.errors import SettingError, UserError, require_plain_file
+from distilkit.errors import SettingError, UserError
+from distilkit.memory import free_memory
+from distilkit.reading import opened_archive
 
 # What NumPy and zipfile raise on files that are damaged, or hold what is not numbers.
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -26,6 +28,7 @@ IMAGES = ("x_{}", "{}_x", "{}_images", "images_{}", "X_{}")
 LABELS = ("y_{}", "{}_y", "{}_labels", "labels_{}", "Y_{}")
 # Where there are test arrays, validation arrays are not read: what is held out comes out of the training images.
 PARTS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
+_LARGEST_HEAD = 20_000  # bytes; NumPy takes 10,000, but would unpack four gigabytes to say so
 CLASSES = ("classes", "class_names", "label_names")
 LAYOUT = (
     "it needs images uint8 [N, H, W] or [N, H, W, C] and integer labels [N], named x_train, y_train, x_test, y_test, "
@@ -153,7 +156,8 @@ def _open(root: Path) -> _File:
     first, second = (headers[images[part]].shape[1:] for part in PARTS)
     if first != second:
         raise _fault(path, f"{images['train']} and {images['test']} have images of two shapes: {first} and {second}")
-    _check_room(path, [headers[name] for name in (*images.values(), *labels.values())])
+    read = {*images.values(), *labels.values(), *(name for name in CLASSES if name in headers)}
+    _check_room(path, [headers[name] for name in read])
     return _File(path, headers, images, labels)
 
 
@@ -183,8 +187,7 @@ def _headers(path: Path) -> dict[str, _Header]:
     headers = {}
     name = ""
     try:
-        require_plain_file(path)
-        with zipfile.ZipFile(path) as archive:
+        with opened_archive(path) as archive:
             for entry in archive.infolist():
                 # Of an archive that is none of NumPy's no name is quoted.
                 name = entry.filename.removesuffix(".npy") if entry.filename.endswith(".npy") else ""
@@ -193,9 +196,10 @@ def _headers(path: Path) -> dict[str, _Header]:
                 if name in headers:
                     raise ValueError("it is there twice")
                 with archive.open(entry) as file:
-                    header = _header(file)
+                    head = io.BytesIO(file.read(_LARGEST_HEAD))
+                    header = _header(head)
                     size = int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize
-                    if not header.dtype.hasobject and file.tell() + size != entry.file_size:
+                    if not header.dtype.hasobject and head.tell() + size != entry.file_size:
                         raise ValueError("its size is not what its head says")
                 headers[name] = header
     except (*UNREADABLE, *UNREADABLE_TOO) as error:
@@ -205,7 +209,7 @@ def _headers(path: Path) -> dict[str, _Header]:
     return headers
 
 
-def _header(file: IO[bytes]) -> _Header:
+def _header(file: io.BytesIO) -> _Header:
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -136,7 +136,9 @@ class StreamedImages:
         for place in sorted({place * count // HASHED for place in range(HASHED)} if count else ()):
             try:
                 require_plain_file(pictures.root / pictures.paths[place])
-                digest.update((pictures.root / pictures.paths[place]).read_bytes())
+                with (pictures.root / pictures.paths[place]).open("rb") as content:
+                    while part := content.read(2**20):
+                        digest.update(part)
             except OSError as error:
                 full = pictures.root / pictures.paths[place]
                 raise unreadable([f"{full}: {reason(full, error)}"], count) from error

@@ -1,7 +1,6 @@
 """Whether a data set's pixels stay in memory or are streamed: what they would take, and what there is."""
 
 import os
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -9,6 +8,7 @@ import torch
 from distilkit.data import augment as augmentation
 from distilkit.data.base import DataSpec
 from distilkit.errors import SettingError
+from distilkit.memory import free_memory
 
 Storage = Literal["auto", "resident", "stream"]
 
@@ -54,36 +54,6 @@ def choose(wanted: Storage, spec: DataSpec, augment: str, device: torch.device, 
         return wanted, f"the recipe says so; in memory the pixels would take {sizes}"
     fits = all(need <= SHARE * free for need, free in known)
     return ("resident" if fits else "stream"), f"in memory the pixels take {sizes}; up to half is taken"
-
-
-def free_memory() -> int | None:
-    """Bytes that this process can still take: what the system has available, within its control group's limit.
-
-    None where the system does not say.
-    """
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    except (OSError, ValueError, IndexError):
-        pass
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            found.append(int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # "max": no limit
-            continue
-    return max(0, min(found)) if found else None
-
-
-def machine_memory() -> int | None:
-    """Bytes of memory that the machine has, whoever uses them; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def processes_here() -> int:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilkit.errors import Fault, UserError, did_you_mean, require_plain_file
+from distilkit.errors import Fault, UserError, did_you_mean
+from distilkit.reading import LARGEST_RECIPE, UnreadableError, read_bytes
 from distilkit.recipe.sections import DEFAULT_NAMES, SECTIONS, variants
 from distilkit.recipe.toml_lines import DEEPEST, Key, NotToml, dotted, key_at, parse
 from distilkit.recipe.wording import shown
 
-_LARGEST_FILE = 1_000_000  # bytes; the longest recipe of ours has some hundred lines
 _MOST_NAMES = 12  # of built-in recipes in a message
 
 # A recipe may name any file under `extends`, and what fails is printed, perhaps where others read it. So nothing is
@@ -121,13 +121,12 @@ def _extended(base: object, child: Path, where: Place, builtin: Mapping[str, Pat
 def _read(path: Path) -> Layer:
     source = _shown_path(path)
     try:
-        require_plain_file(path)
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror or error}") from None
-    if len(content) > _LARGEST_FILE:
-        raise UserError(f"{source} is larger than {_LARGEST_FILE:,} bytes: no recipe", "is this the right file?")
+        content = read_bytes(path, LARGEST_RECIPE)
+    except UnreadableError as error:
+        if error.too_large:
+            problem = f"{source} is larger than {LARGEST_RECIPE:,} bytes: no recipe"
+            raise UserError(problem, "is this the right file?") from None
+        raise UserError(f"{source} cannot be read: {error.reason}") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

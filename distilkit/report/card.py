@@ -17,9 +17,10 @@ from distilkit import __version__
 from distilkit.analysis.cost import named_uses
 from distilkit.analysis.metrics import wilson95
 from distilkit.analysis.statistics import spread
-from distilkit.errors import UserError, parse_json, require_plain_file
+from distilkit.errors import UserError
 from distilkit.known_data import DataRecord
 from distilkit.models import own
+from distilkit.reading import LARGEST_MEASURED, UnreadableError, read_json, read_text
 from distilkit.run import PrunedModel, Run
 from distilkit.spelling import markdown, markdown_code, markdown_target, yaml_values
 from distilkit.writing import write_text
@@ -39,6 +40,7 @@ _NOTE = f'{_OURS} "Intended use", and keys that you add to the metadata above. -
 _END = "<!-- end of what is yours -->"
 _HEADING = "## Intended use"
 _WRITTEN_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "metrics", "model-index")
+_LARGEST_HEADER = 2**16  # characters, of which YAML's parser makes objects a thousand times as large
 _FENCE = re.compile(r"^ {0,3}(```|~~~)")
 _OLD_CARD = re.compile(r"^# .+\n\n`[^\n]+` trained with `[^\n]+` by distilkit ", re.MULTILINE)
 # Options whose values are folders of the machine, and settings that are paths.
@@ -113,12 +115,12 @@ def intended_use(text: str) -> str | None:
 def _write(file: Path, metadata: dict[str, Any], text: str, footer: str) -> Path:
     use, kept = TO_FILL_IN, {}
     try:
+        before = read_text(file)
+    except UnreadableError as error:
+        if not error.absent:
+            reason = f"{file} cannot be read, and is left as it is: {error.reason}"
+            raise CardKeptError(reason, "move it away") from error
         before = ""
-        if file.is_file():
-            require_plain_file(file)
-            before = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CardKeptError(f"{file} cannot be read, and is left as it is: {error}", "move it away") from error
     if before.strip():
         if _OURS not in before and not _OLD_CARD.search(before):
             raise CardKeptError(f"{file} is no model card of distilkit, and is left as it is", "move it away")
@@ -152,6 +154,12 @@ def _users_metadata(text: str, file: Path) -> dict[str, Any]:
     found = re.match(r"---\r?\n(.*?)^---\s*$", text, flags=re.DOTALL | re.MULTILINE)
     if found is None:
         return {}
+    if len(found[1]) > _LARGEST_HEADER:
+        raise CardKeptError(
+            f"the metadata at the beginning of {file} have more than {_LARGEST_HEADER:,} characters; the card is left "
+            "as it is",
+            "shorten them",
+        )
     try:
         header = yaml.safe_load(found[1])
     except yaml.YAMLError as error:
@@ -309,15 +317,13 @@ def _robustness_text(run: Run, member: str | None = None) -> str:
     Nothing where it was not measured.
     """
     try:
-        file = run.path / "robustness" / "robustness.json"
-        require_plain_file(file)
-        document = parse_json(file.read_bytes())
+        document = read_json(run.path / "robustness" / "robustness.json", LARGEST_MEASURED)
         settings = document["settings"]
         measured = [each for each in document["runs"] if PurePath(each["run"]).name == run.path.name]
         paragraphs = [
             text for each in measured if member in (None, each["member"]) for text in _measured(each, settings)
         ]
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+    except (UnreadableError, ValueError, KeyError, TypeError, IndexError):
         return ""
     return f"## Robustness\n\n{chr(10).join(f'- {text}' for text in paragraphs)}\n\n" if paragraphs else ""
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from distilkit.errors import UserError, parse_json, require_plain_file
+from distilkit.errors import UserError
+from distilkit.reading import LARGEST_MEASURED, UnreadableError, read_json, read_json_bytes
 from distilkit.run import Run
 
 Percent = FiniteFloat | None
@@ -128,9 +129,8 @@ def robustness_of(runs: Sequence[Run]) -> tuple[dict[Path, Robustness], dict[Pat
     damaged: dict[Path, str] = {}
     for file in files:
         try:
-            require_plain_file(file)
-            read = _RobustnessFile.model_validate_json(file.read_bytes())
-        except (OSError, ValidationError):
+            read = _RobustnessFile.model_validate_json(read_json_bytes(file, LARGEST_MEASURED))
+        except (UnreadableError, ValidationError):
             damaged[file.parent.parent] = f"robustness/{file.name} is damaged"
             continue
         for entry in read.runs:
@@ -181,8 +181,7 @@ def latencies(file: Path) -> Latencies:
     """Read what `distilkit benchmark --json` printed. Raises `UserError` for anything else."""
     hint = "write one with: distilkit benchmark RUN... --json > latency.json"
     try:
-        require_plain_file(file)
-        document: Any = parse_json(file.read_bytes())
+        document: Any = read_json(file, LARGEST_MEASURED)
         medians = {}
         for entry in document["results"]:
             if entry["kind"] == "onnxruntime" and entry["batch"] == 1 and entry["threads"] == 1:
@@ -190,9 +189,9 @@ def latencies(file: Path) -> Latencies:
                 medians[(place.parent.parent.name, place.parent.name, place.name)] = _milliseconds(entry["median_ms"])
         cores = document.get("machine", {}).get("cores")
         described = f"{cores} cores" if isinstance(cores, int) else "unknown cores"
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}", hint) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UnreadableError as error:
+        raise UserError(error.problem, hint) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not what distilkit benchmark --json prints", hint) from error
     if not medians:
         raise UserError(

@@ -9,6 +9,7 @@ from distilkit.data.datasets import DataSpec
 from distilkit.errors import Fault, SettingError, UserError
 from distilkit.group import build_group
 from distilkit.learner import Learner
+from distilkit.models.outline import outline, require_room
 from distilkit.randomness import seeded
 from distilkit.recipe import Recipe, place
 
@@ -33,6 +34,11 @@ def build_learner(recipe: Recipe, spec: DataSpec) -> Learner:
     # Many small tensors: several threads would wait for each other, on a busy machine for a minute.
     with placed(recipe), one_thread():
         members = methods.members(recipe.method, recipe.group.count)
+        for each in dict.fromkeys(recipe.architectures):
+            found = outline(each, len(spec.classes), spec.channels, recipe.model.norm)
+            if found is not None:
+                # Every member is built as a whole network, and one more to compare them with.
+                require_room(each, found, len(spec.classes), recipe.architectures.count(each) + 1)
         group = build_group(
             kind=recipe.group.kind,
             architecture=recipe.architectures

@@ -9,6 +9,7 @@ every other file and of what it says itself, so that a damaged one is known befo
 here can execute code.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,8 +26,9 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distilkit.data.storage import machine_memory
-from distilkit.errors import UserError, is_plain_file, parse_json, require_plain_file
+from distilkit.errors import UserError, is_plain_file, require_plain_file
+from distilkit.memory import free_memory
+from distilkit.reading import LARGEST_JSON, UnreadableError, read_json
 from distilkit.training import files
 
 STATE = "state.json"
@@ -160,12 +162,11 @@ def load_state(path: Path) -> dict[str, Any]:
     """A checkpoint's `state.json`. Raises `UserError` when it is missing, damaged or of a newer format."""
     file = path / STATE
     try:
-        require_plain_file(file, files.LARGEST_JSON)
-        state = parse_json(file.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}", _other(path)) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(file, str(error)) from error
+        state = read_json(file)
+    except UnreadableError as error:
+        if error.absent:
+            raise UserError(f"there is no checkpoint {path}", _other(path)) from None
+        raise _damaged(file, error.reason) from error
     if not isinstance(state, dict) or not isinstance(state.get("sha256"), dict):
         raise _damaged(file, "it is not a checkpoint's state")
     pins = state.get("pins", {})
@@ -206,7 +207,7 @@ def _load_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, 
     file = path / name
     try:
         # Terabytes of zeros take no room on a stranger's disk.
-        require_plain_file(file, machine_memory())
+        require_plain_file(file, free_memory())
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
@@ -215,12 +216,21 @@ def _load_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, 
         raise _damaged(file, _CHANGED)
     try:
         return read_tensors(file)
-    except SafetensorError as error:
-        raise _damaged(file, str(error)) from error
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, getattr(error, "strerror", None) or str(error)) from error
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises `OSError` or `SafetensorError`."""
+    """The tensors of a safetensors file, which take memory when they are looked at: the file is mapped.
+
+    Raises `OSError`, also where it is no plain file that fits into the free memory, or `SafetensorError`.
+    """
+    require_plain_file(file, free_memory())
+    with file.open("rb") as content:
+        head = int.from_bytes(content.read(8), "little")
+    if LARGEST_JSON < head <= file.stat().st_size:
+        # safetensors takes up to 100 MB, of which names without tensors may be made.
+        raise OSError(errno.EFBIG, f"its head has {head:,} bytes, and {LARGEST_JSON:,} are the most", str(file))
     try:
         str(file).encode()
     except UnicodeEncodeError:  # a path that safetensors cannot be told

@@ -11,8 +11,6 @@ RECORD = "run.json"
 RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
-LARGEST_JSON = 50_000_000
-"""Bytes; what is written of a run of a thousand classes is a thousandth of it."""
 REQUIRED = ("state", "method", "architecture", "members", "leader", "ensemble", "parameters", "flops", "data", "seed")
 """What every run.json says from its first moment on."""
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from distilkit.errors import UserError, parse_json, require_plain_file
+from distilkit.errors import UserError
+from distilkit.reading import UnreadableError, read_json_lines
 
 
 def finite(value: Any) -> Any:
@@ -44,25 +45,21 @@ def append(file: Path, line: Mapping[str, Any]) -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All complete lines; a last line that a kill cut short is left out."""
-    if not file.is_file():
-        return []
+    """All complete lines; a last line that a kill cut short is left out.
+
+    Raises `UserError` where a line is damaged, or the file is no plain file of at most `reading.LARGEST_METRICS` bytes.
+    """
     lines: list[dict[str, Any]] = []
     try:
-        require_plain_file(file)
-        # By line feeds alone: Python knows other ends of lines, which JSON's texts may hold.
-        found = file.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}", "make it readable") from error
-    for text in found:
-        try:
-            line = parse_json(text)
-        except (ValueError, RecursionError):
-            line = None
-        if not isinstance(line, dict) or type(line.get("epoch")) is not int:
-            where = f"{file}, line {len(lines) + 1}"
-            raise UserError(f"{where} is damaged: it is no epoch's JSON object", "put the line right, or remove it")
-        lines.append(line)
+        for number, line in read_json_lines(file):
+            if not isinstance(line, dict) or type(line.get("epoch")) is not int:
+                problem = f"{file}, line {number} is damaged: it is no epoch's JSON object"
+                raise UserError(problem, "put the line right, or remove it")
+            lines.append(line)
+    except UnreadableError as error:
+        if error.absent:
+            return []
+        raise UserError(error.problem, "put back the file that the training wrote") from error
     return lines
 
 

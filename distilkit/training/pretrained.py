@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from distilkit.errors import SettingError, UserError, is_plain_file
+from distilkit.errors import SettingError, UserError, is_plain_file, require_plain_file
 from distilkit.group import Group
+from distilkit.memory import free_memory
+from distilkit.reading import opened_archive
+from distilkit.training.checkpoint import read_tensors
 
 KEY = "model.pretrained"
 _SHOWN_DIFFERENCES = 10
@@ -89,9 +91,10 @@ def _check_fit(file: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor
             for key in needed(key for key in own if key in state and own[key].is_floating_point())
             if not state[key].is_floating_point()
         ),
+        # Of those that fit: another may have more numbers than there is memory.
         *(
             f"{key} is not all finite numbers"
-            for key in needed(key for key in own if key in state)
+            for key in needed(key for key in own if key in state and state[key].shape == own[key].shape)
             if state[key].is_floating_point() and not state[key].isfinite().all()
         ),
     ]
@@ -119,13 +122,17 @@ def _differ_in_channels(theirs: Tensor, ours: Tensor) -> bool:
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        return read_tensors(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights {file} cannot be read: {error}", "the file is damaged; fetch it again") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"the weights {file} cannot be read: {reason}", "the file is damaged; fetch it again"
+        ) from error
 
 
 def _state_dict(file: Path) -> dict[str, Tensor]:
     try:
+        _require_unpacked(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch's unpickler refuses in many ways what could execute code, and reads damaged files in as many.
@@ -139,3 +146,20 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"the weights {file} are not a state dict: names and tensors, nothing else", _SAVE_ALONE)
     return {str(name): value for name, value in state.items()}
+
+
+def _require_unpacked(file: Path) -> None:
+    """Raise an error where a file of `torch.save` would take more memory than it has bytes, or than is free."""
+    require_plain_file(file, free_memory())
+    with file.open("rb") as stream:
+        end = stream.read(4)
+        if end == b"PK\x03\x04":
+            with opened_archive(file) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > file.stat().st_size:
+                raise ValueError(f"its records take {unpacked:,} bytes unpacked, more than the file has")
+        while part := stream.read(2**20):
+            # Of all that the unpickler allows, this alone makes any number of bytes out of nothing.
+            if b"bytearray" in end + part:
+                raise ValueError("it holds a bytearray, which is no weights")
+            end = part[-8:]

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import __version__
-from distilkit.errors import SettingError, UserError, parse_json, require_plain_file
+from distilkit.errors import SettingError, UserError, require_plain_file
 from distilkit.observer import Observer
+from distilkit.reading import UnreadableError, read_json
 from distilkit.recipe import Recipe, TrackingSection
 from distilkit.training.files import RECIPE
 from distilkit.working_folder import elsewhere
@@ -375,9 +376,8 @@ def _tensorboard_settings(writer: Any, values: Mapping[str, Any]) -> None:
 def _identities(folder: Path) -> dict[str, str]:
     """By tracker, by which name that knows the run; what cannot be read is forgotten."""
     try:
-        require_plain_file(folder / IDENTITIES)
-        known = parse_json((folder / IDENTITIES).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        known = read_json(folder / IDENTITIES)
+    except UnreadableError:
         return {}
     named = known.items() if isinstance(known, dict) else ()
     # Of a stranger's run too: some trackers make a file's name of it.

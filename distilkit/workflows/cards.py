@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distilkit.errors import UserError, parse_json, require_plain_file
+from distilkit.errors import UserError
 from distilkit.observer import Observer
+from distilkit.reading import read_json
 from distilkit.report.card import CardKeptError, write_card, write_export_card
 from distilkit.run import RECORD, PrunedModel, Run
-from distilkit.training.files import LARGEST_JSON
 from distilkit.workflows.grouping import grouped
 
 _ALIKE = ("method", "architecture")
@@ -68,14 +68,13 @@ def same_recipe(run: Run) -> tuple[Run, ...]:
         if file.parent.name == run.path.name:
             continue
         try:
-            require_plain_file(file, LARGEST_JSON)
-            record = parse_json(file.read_bytes())
+            record = read_json(file)
             # Opening a run reads its whole recipe; most can be told apart without.
             if record["state"] != "done" or any(record[key] != run.record[key] for key in _ALIKE):
                 continue
             if record["seed"] != run.record["seed"]:
                 alike.append(Run.open(file.parent))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+        except (KeyError, TypeError, UserError):
             continue
     group = next(group for group in grouped(alike) if run in group.runs)
     return group.trainings

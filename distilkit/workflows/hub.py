@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from distilkit.errors import UserError
 from distilkit.models import own
+from distilkit.reading import LARGEST_CARD, LARGEST_JSON
 from distilkit.run import CONFIG, MODEL, PrunedModel
 from distilkit.workflows.predict import open_file
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 ONNX = "model.onnx"
-LIMITS = {CARD: 2**20, CONFIG: 2**24, MODEL: 2**31, ONNX: 2**31}
+LIMITS = {CARD: LARGEST_CARD, CONFIG: LARGEST_JSON, MODEL: 2**31, ONNX: 2**31}
 """The files of a published model, with the bytes that each may have."""
 
 NOT_WHOLE = "it is damaged or was not made by distilkit push; nothing of it was kept"

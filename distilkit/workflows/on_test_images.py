@@ -12,10 +12,11 @@ from torch import Tensor
 from distilkit.analysis.metrics import confusion, evaluate_logits, reliability
 from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batch, evaluation_batches
-from distilkit.errors import UserError, require_plain_file
+from distilkit.errors import UserError
 from distilkit.inference import Inference
 from distilkit.learner import Learner
 from distilkit.observer import Observer
+from distilkit.reading import LARGEST_MEASURED, UnreadableError, read_json_bytes
 from distilkit.report.measured import ReliabilityBin, TestedClassifier, TestedRun
 from distilkit.run import Run
 from distilkit.training import checkpoint as checkpoints
@@ -57,9 +58,8 @@ def _digest(folder: Path) -> str:
 def _kept(file: Path) -> TestedRun | None:
     """What was computed before; None where there is nothing, or nothing sound."""
     try:
-        require_plain_file(file)
-        return TestedRun.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError):
+        return TestedRun.model_validate_json(read_json_bytes(file, LARGEST_MEASURED))
+    except (UnreadableError, ValidationError):
         return None
 
 

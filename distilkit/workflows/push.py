@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import __version__
-from distilkit.errors import UserError, parse_json
+from distilkit.errors import UserError
 from distilkit.observer import Observer
+from distilkit.reading import read_json, read_text
 from distilkit.run import CONFIG, MODEL, PrunedModel, Run, find
 from distilkit.spelling import markdown, markdown_code
 from distilkit.workflows import hub
@@ -136,7 +137,7 @@ class _Quieter(Observer):
 
 def _hide_folders(config: Path) -> None:
     """The folder of the images may say who published this, and has no meaning elsewhere."""
-    document = parse_json(config.read_bytes())
+    document = read_json(config)
     if isinstance(data := document.get("data"), dict) and isinstance(root := data.get("root"), str):
         data["root"] = hub.relative_root(root)
         write_json(config, document)
@@ -168,7 +169,7 @@ To be filled in by whoever publishes this model.
 
 def _front_matter(card: Path) -> None:
     """What the Hub reads of a card, above its text; one that has it already stays as it is."""
-    text = card.read_text(encoding="utf-8")
+    text = read_text(card)
     if not text.startswith("---\n"):
         fields = ["library_name: distilkit", "pipeline_tag: image-classification", "tags:", "- distilkit", "- onnx"]
         write_text(card, "\n".join(["---", *fields, "---", "", text]))

@@ -7,14 +7,14 @@ with it torch.
 
 import json
 import re
-import tomllib
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from distilkit import shipped
-from distilkit.errors import UserError, did_you_mean, require_plain_file, toml_fault
+from distilkit.errors import UserError, did_you_mean
+from distilkit.reading import LARGEST_RECIPE, UnreadableError, read_text
 
 _NAME_LINE = re.compile(r"^name[ \t]*=.*$", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -127,10 +127,6 @@ def _summary(name: str, file: Path, known: dict[str, Path]) -> shipped.Summary:
 
 def _read(file: Path) -> str:
     try:
-        require_plain_file(file)
-        text = file.read_text(encoding="utf-8-sig")
-        tomllib.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        problem = f"{file} cannot be read as a recipe: {toml_fault(error)}"
-        raise UserError(problem, f"distilkit train {file} --dry-run") from error
-    return text
+        return read_text(file, LARGEST_RECIPE, encoding="utf-8-sig")
+    except UnreadableError as error:
+        raise UserError(error.problem, "name a recipe's file") from error

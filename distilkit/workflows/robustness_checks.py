@@ -16,7 +16,6 @@ max_increase = 10.0
 
 import math
 import statistics
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from distilkit.analysis import corruption
 from distilkit.analysis.sharpness import reach
-from distilkit.errors import UserError, did_you_mean, nearest, require_plain_file, toml_fault
+from distilkit.errors import UserError, did_you_mean, nearest
+from distilkit.reading import UnreadableError, read_toml
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -133,12 +133,11 @@ class Thresholds(_Section):
 def read_thresholds(file: Path) -> Thresholds:
     """A thresholds file. Raises one `UserError` that names every fault by its key."""
     try:
-        require_plain_file(file)
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no thresholds file {file}") from None
-    except (OSError, ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
-        raise UserError(f"the thresholds file {file} cannot be read: {toml_fault(error)}") from error
+        found = read_toml(file)
+    except UnreadableError as error:
+        if error.absent:
+            raise UserError(f"there is no thresholds file {file}") from None
+        raise UserError(f"the thresholds file {file} cannot be read: {error.reason}") from error
     kinds = Thresholds.model_fields
     if found and not any(nearest(key, kinds) for key in found):
         # Whatever it is, its keys are not for a message.

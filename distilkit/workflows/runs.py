@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from filelock import Timeout
 
 from distilkit.errors import UserError, did_you_mean, parse_json, require_plain_file
+from distilkit.reading import LARGEST_JSON, UnreadableError, read_bytes, read_json, read_toml
 from distilkit.training import files
 from distilkit.writing import lock
 
@@ -240,9 +240,8 @@ def _described(path: Path) -> dict[str, Any]:
 def _record(path: Path) -> tuple[dict[str, Any], str | None]:
     """run.json and what is wrong with it."""
     try:
-        # Numbers of thousands of digits are refused, as a `ValueError`.
-        record = parse_json(_read(path / files.RECORD))
-    except (ValueError, RecursionError):
+        record = read_json(path / files.RECORD)
+    except UnreadableError:
         return {}, f"its {files.RECORD} is damaged"
     if not isinstance(record, dict):
         return {}, f"its {files.RECORD} is damaged"
@@ -258,17 +257,16 @@ def _record(path: Path) -> tuple[dict[str, Any], str | None]:
 
 def _recipe(path: Path) -> dict[str, Any] | None:
     try:
-        return tomllib.loads(_read(path / files.RECIPE).decode()) or None
-    except (ValueError, RecursionError):
+        return read_toml(path / files.RECIPE) or None
+    except UnreadableError:
         return None
 
 
 def _read(file: Path) -> bytes:
     """What a file holds; nothing where it cannot be read."""
     try:
-        require_plain_file(file, files.LARGEST_JSON)
-        return file.read_bytes()
-    except OSError:
+        return read_bytes(file, LARGEST_JSON)
+    except UnreadableError:
         return b""
 
 
