@@ -547,7 +547,7 @@ def test_a_pulled_onnx_file_keeps_nothing_outside_itself(
     (folder / "model.onnx").write_bytes(make().SerializeToString())
     result = distilkit("pull", folder, "--to", tmp_path / "mine")
     assert result.status == 2
-    assert "keeps weights in other files" in result.err
+    assert "weights in other files" in result.err
     assert not (tmp_path / "mine").exists()
 
 

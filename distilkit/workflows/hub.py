@@ -217,7 +217,7 @@ def _require_quiet(facts: dict[str, Any]) -> None:
 def _pruned_facts(folder: Path) -> dict[str, Any]:
     model = PrunedModel.open(folder).model()
     if relative_root(model.data.root) != model.data.root:
-        # Data sets may be downloaded into it.
+        # Images would be looked for in it.
         raise UserError(f"{folder / CONFIG} names a folder outside of the working folder as its data's root")
     code = own.code(model.architecture)
     return {
@@ -247,7 +247,7 @@ def _onnx_facts(file: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_self_contained(file: Path) -> None:
-    """Raise `UserError` if an ONNX file keeps weights in other files, which it names by their paths."""
+    """Raise `UserError` if an ONNX file keeps its weights in other files, which it names by their paths."""
     import onnx
     from google.protobuf.message import DecodeError
     from onnx.external_data_helper import uses_external_data
@@ -261,7 +261,7 @@ def _require_self_contained(file: Path) -> None:
     while messages:
         message = messages.pop()
         if isinstance(message, onnx.TensorProto) and uses_external_data(message):
-            raise UserError(f"{file} keeps weights in other files")
+            raise UserError(f"{file} keeps its weights in other files")
         for field, value in message.ListFields():
             if field.message_type is not None:
                 messages += [value] if hasattr(value, "ListFields") else value
