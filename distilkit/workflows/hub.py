@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from distilkit.errors import UserError
+from distilkit.errors import UserError, is_plain_file
 from distilkit.models import own
 from distilkit.run import CONFIG, MODEL, PrunedModel
 from distilkit.workflows.predict import open_file
@@ -198,7 +198,7 @@ def _require_plain(file: Path, limit: int, named: str | None = None) -> None:
     mode = file.lstat()
     if stat.S_ISLNK(mode.st_mode):
         raise UserError(f"{named} is a link, which may lead anywhere", "put the file itself in its place")
-    if not stat.S_ISREG(mode.st_mode):
+    if not is_plain_file(file):
         raise UserError(f"{named} is not a file", NOT_WHOLE)
     if mode.st_size > limit:
         raise UserError(f"{named} has {mode.st_size:,} bytes; {limit:,} are allowed", NOT_WHOLE)
