@@ -572,3 +572,10 @@ def test_ctrl_c_to_the_whole_process_group_saves_a_streamed_training(mixed: Path
     assert process.returncode == 130, said
     assert "saved as step_" in said
     assert "--resume" in said
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError()])
+def test_a_worker_that_is_lost_without_a_word_is_named(error: Exception) -> None:
+    lost = decoding._lost(object(), error)
+    assert lost is not None
+    assert type(error).__name__ in lost.problem

@@ -234,11 +234,12 @@ def _lost(batches: Any, error: Exception) -> ImagesLostError | None:
             {f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}" for code in codes}
         )
     )
-    last = str(error).strip().splitlines()[-1]
+    said = (str(error).strip() or type(error).__name__).splitlines()  # a connection's end says nothing
+    last = said[-1]
     if not codes and "shared memory" in last.lower():
         return ImagesLostError(f"worker processes have no room to hand over images: {last}", f"{LARGER}; {NO_WORKERS}")
     return ImagesLostError(
-        f"a worker process that decodes images was lost ({how or str(error).splitlines()[0]})",
+        f"a worker process that decodes images was lost ({how or said[0]})",
         "often the memory was too small for all workers (SIGKILL), or /dev/shm was (SIGBUS): lower data.workers or "
         f"train.batch_size; {NO_WORKERS}",
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from distilkit.errors import UserError
+from distilkit.errors import UserError, is_plain_file
 from distilkit.models import own
 from distilkit.reading import LARGEST_CARD, LARGEST_JSON
 from distilkit.run import CONFIG, MODEL, PrunedModel
@@ -199,7 +199,7 @@ def _require_plain(file: Path, limit: int, named: str | None = None) -> None:
     mode = file.lstat()
     if stat.S_ISLNK(mode.st_mode):
         raise UserError(f"{named} is a link, which may lead anywhere", "put the file itself in its place")
-    if not stat.S_ISREG(mode.st_mode):
+    if not is_plain_file(file):
         raise UserError(f"{named} is not a file", NOT_WHOLE)
     if mode.st_size > limit:
         raise UserError(f"{named} has {mode.st_size:,} bytes; {limit:,} are allowed", NOT_WHOLE)
@@ -218,7 +218,7 @@ def _require_quiet(facts: dict[str, Any]) -> None:
 def _pruned_facts(folder: Path) -> dict[str, Any]:
     model = PrunedModel.open(folder).model()
     if relative_root(model.data.root) != model.data.root:
-        # Data sets may be downloaded into it.
+        # Images would be looked for in it.
         raise UserError(f"{folder / CONFIG} names a folder outside of the working folder as its data's root")
     code = own.code(model.architecture)
     return {
@@ -248,7 +248,7 @@ def _onnx_facts(file: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_self_contained(file: Path) -> None:
-    """Raise `UserError` if an ONNX file keeps weights in other files, which it names by their paths."""
+    """Raise `UserError` if an ONNX file keeps its weights in other files, which it names by their paths."""
     import onnx
     from google.protobuf.message import DecodeError
     from onnx.external_data_helper import uses_external_data
@@ -262,7 +262,7 @@ def _require_self_contained(file: Path) -> None:
     while messages:
         message = messages.pop()
         if isinstance(message, onnx.TensorProto) and uses_external_data(message):
-            raise UserError(f"{file} keeps weights in other files")
+            raise UserError(f"{file} keeps its weights in other files")
         for field, value in message.ListFields():
             if field.message_type is not None:
                 messages += [value] if hasattr(value, "ListFields") else value
