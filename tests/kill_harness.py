@@ -225,6 +225,7 @@ def _plain(path: Path) -> str:
 def _watch(moments: Iterable[tuple[str, int, int]]) -> None:
     """Wrap everything that a training does to its folder, so that it can be ended there."""
     from filelock import FileLock
+
     from distilkit.training import checkpoint, evaluate, log
     from distilkit.training.trainer import Trainer
 

@@ -38,6 +38,9 @@ _NOTE = f'{_OURS} "Intended use", and keys that you add to the metadata above. -
 _END = "<!-- end of what is yours -->"
 _HEADING = "## Intended use"
 _WRITTEN_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "metrics", "model-index")
+# What PyYAML raises of a header: of a date that there is not, of a number of thousands of digits, of lists in lists it
+# raises what Python does.
+_NO_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 _FENCE = re.compile(r"^ {0,3}(```|~~~)")
 _OLD_CARD = re.compile(r"^# .+\n\n`[^\n]+` trained with `[^\n]+` by distilkit ", re.MULTILINE)
 # Options whose values are folders of the machine, and settings that are paths.
@@ -150,13 +153,19 @@ def _users_metadata(text: str, file: Path) -> dict[str, Any]:
         return {}
     try:
         header = yaml.safe_load(found[1])
-    except yaml.YAMLError as error:
+        kept = (
+            {key: value for key, value in header.items() if key not in _WRITTEN_KEYS}
+            if isinstance(header, dict)
+            else {}
+        )
+        yaml.safe_dump(kept)
+    except _NO_YAML as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 2})" if where else ""
         raise CardKeptError(
             f"the metadata at the beginning of {file} is no YAML{line}; the card is left as it is", "mend it"
         ) from error
-    return {key: value for key, value in header.items() if key not in _WRITTEN_KEYS} if isinstance(header, dict) else {}
+    return kept
 
 
 # ------------------------------------------------------------------------------------------------------------ metadata
