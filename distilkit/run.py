@@ -56,14 +56,62 @@ RETRAIN = "put the file back as it was, or train anew"
 PRUNE_AGAIN = "prune its run again: distilkit prune-branches RUN"
 
 
+# No text that reads as a number, no infinity, no number that has no end.
+Figure = Annotated[float, Field(strict=True, ge=0, le=1e18, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0, le=10**18)]
+
+
+class _Costs(BaseModel):
+    """One kind of cost: of the training, of what is deployed, and of the ensemble where there is one."""
+
+    train: Figure
+    deploy: Figure
+    ensemble: Figure | None = None
+
+
+class _Bytes(_Costs):
+    checkpoint: Figure
+
+
+class _Part(BaseModel):
+    parameters: Figure
+    flops: Figure
+    activations: Figure
+    bytes: Figure
+
+
+class _Selected(BaseModel):
+    epoch: Count
+    rule: str
+
+
+class _Best(BaseModel):
+    epoch: Count
+    errors: dict[str, dict[str, Figure | None]]
+    note: str
+
+
 class _Final(BaseModel):
     """What a finished run.json says of its end."""
 
-    epochs: int
-    images_per_second: float | None
-    selected: dict[str, Any]
-    errors: dict[str, dict[str, Annotated[float, Field(strict=True)] | None]]  # no text that reads as a number
-    best_on_test: dict[str, Any]
+    epochs: Count
+    images_per_second: Figure | None
+    selected: _Selected
+    errors: dict[str, dict[str, Figure | None]]
+    best_on_test: _Best
+
+
+class _Precision(BaseModel):
+    used: str | None = None
+
+
+class _Threads(BaseModel):
+    used: Annotated[int, Field(strict=True, ge=1, le=10_000)] | None = None
+
+
+class _Pretrained(BaseModel):
+    file: str
+    sha256: str
 
 
 class _Record(BaseModel):
@@ -75,20 +123,22 @@ class _Record(BaseModel):
     members: Annotated[tuple[str, ...], Field(min_length=1)]
     leader: str
     ensemble: str | None
-    parameters: dict[str, float | None]
-    flops: dict[str, float | None]
-    activations: dict[str, float | None] = {}
-    bytes: dict[str, float | None] = {}
-    parts: dict[str, dict[str, float | None]] = {}
+    parameters: _Costs
+    flops: _Costs
+    # Earlier versions had none of these.
+    activations: _Costs | None = None
+    bytes: _Bytes | None = None
+    parts: dict[str, _Part] = {}
     architectures: dict[str, str] = {}
-    seed: int
+    seed: Count
     distilkit: str = ""
     device: str = ""
     command: str = ""
     created: str = ""
-    precision: dict[str, Any] = {}
-    pretrained: dict[str, Any] | None = None
-    uncounted: dict[str, Any] = {}
+    precision: _Precision = _Precision()
+    threads: _Threads = _Threads()
+    pretrained: _Pretrained | None = None
+    uncounted: dict[str, Count] = {}
     recipe_changes: list[dict[str, Any]] = []
     data_changes: list[dict[str, Any]] = []
     final: _Final | None = None
@@ -97,16 +147,24 @@ class _Record(BaseModel):
     def _nothing_is_named_that_is_not_there(self) -> Self:
         if self.leader not in self.members:
             raise ValueError(f"the leader {self.leader!r} is none of the members")
-        if not {"train", "deploy"} <= self.parameters.keys() & self.flops.keys():
-            raise ValueError("the costs are not those of the training and of what is deployed")
-        for name in (*self.members, *([] if self.ensemble is None else [self.ensemble])) if self.final else ():
-            if self.final and not {"top1", "top5"} <= self.final.errors.get(name, {}).keys():
-                raise ValueError(f"{name!r} has no final error")
-        for name, figures in self.final.errors.items() if self.final else ():
+        if self.parts and self.bytes is None:
+            raise ValueError("the costs of its parts are there, and not the bytes of the whole")
+        final = self.final
+        if final is None:
+            return self
+        named = {*self.members, *filter(None, [self.ensemble])}
+        for name, figures in final.errors.items():
+            named.discard(name)
             for kind in ("top1", "top5"):
-                error = figures.get(kind, 0.0)
-                if error is None or not 0 <= error <= 100:
+                error = figures.get(kind)
+                if error is None or error > 100:
                     raise ValueError(f"the final {kind} error of {name!r} is no percentage: {error}")
+        if named:
+            raise ValueError(f"{min(named)!r} has no final error")
+        if any(figures.get("top1") is None for figures in final.best_on_test.errors.values()):
+            raise ValueError("the errors that were best on the test images are no percentages")
+        if self.leader not in final.best_on_test.errors:
+            raise ValueError(f"the leader {self.leader!r} has no error that was best on the test images")
         return self
 
 
@@ -204,6 +262,14 @@ class Run:
         except ValidationError as error:
             raise UserError(f"{path / RECORD} is damaged: {_brief(error)}", RETRAIN) from error
         recipe, notes = upgrade.load(path / RECIPE)
+        members = methods.members(recipe.method, recipe.group.count)
+        leader = members[methods.leader(recipe.method, recipe.group.count)]
+        if tuple(record["members"]) != members or record["leader"] != leader:
+            raise UserError(
+                f"{path / RECORD} is damaged: its members are not those of its recipe, {', '.join(members)} with the "
+                f"leader {leader}",
+                RETRAIN,
+            )
         return cls(path, recipe, record, tuple(notes))
 
     @classmethod

@@ -53,10 +53,13 @@ from distilkit.training import log
 from distilkit.training.pretrained import read_weights
 from distilkit.training.tracking import _identities
 from distilkit.workflows import predict
+from distilkit.workflows.cards import refresh
 from distilkit.workflows.compare import compare
 from distilkit.workflows.prune_branches import prune_branches
+from distilkit.workflows.report import report
 from distilkit.workflows.robustness_checks import read_thresholds
 from distilkit.workflows.runs import list_runs
+from distilkit.workflows.show_run import show_run
 
 SLOWEST = 20
 """Seconds that one input may take, on a machine that others use as well."""
@@ -130,6 +133,15 @@ def damage_json(data: bytes, draws: random.Random) -> bytes:
     except (ValueError, RecursionError):  # damaged already
         return damage_bytes(data, draws)
     return b"\n".join(lines)
+
+
+def damage_header(data: bytes, draws: random.Random) -> bytes:
+    """Of YAML often a value by something that only YAML knows."""
+    places = [place for place, sign in enumerate(data) if sign in b": \n"]
+    if draws.random() < 0.4 or not places:
+        return damage_bytes(data, draws)
+    place = draws.choice(places) + 1
+    return data[:place] + draws.choice(_TAGS) + data[draws.choice((place, draws.choice(places) + 1)) :]
 
 
 def _with_one_change(tree: Any, draws: random.Random) -> Any:
@@ -290,6 +302,25 @@ class Ground:
                 opened.data.spec()
                 compare([run], run.parent)
 
+        def shown(data: bytes) -> None:
+            with replaced(run / "run.json", data), replaced(run / "README.md", card_of_ours):
+                show_run(run, run.parent)
+                refresh(run, Observer())
+                page = self.folder / "report.html"
+                about: dict[str, Any] = {
+                    "benchmark": None,
+                    "evaluate": False,
+                    "details": 1,
+                    "draw": False,
+                    "figures": None,
+                }
+                report([run], run.parent, output=page, **about, data_root=None, device="cpu", observer=Observer())
+
+        def card(data: bytes) -> None:
+            header, mark, rest = card_of_ours.partition(b"---\n\n")
+            with replaced(run / "README.md", header + data + b"\n" + mark + rest):
+                refresh(run, Observer())
+
         def metrics(data: bytes) -> None:
             with replaced(run / "metrics.jsonl", data):
                 list_runs(run.parent)
@@ -358,6 +389,7 @@ class Ground:
             self.put("trackers.json", data)
             _identities(self.folder)
 
+        card_of_ours = (run / "README.md").read_bytes()
         recipes = tuple(builtin()[name].read_bytes() for name in ("quickstart", "okddip_resnet32", "quickstart_kd"))
         settings = (b"optimizer.name='adamw'", b"schedule.milestones=[0.5, 3]", b'data.root="x"', b"train.epochs=3")
         weights = (pruned / "model.safetensors").read_bytes()
@@ -366,6 +398,8 @@ class Ground:
             "recipe": Target(recipes, damage_bytes, recipe),
             "override": Target(settings, damage_bytes, override),
             "run.json": Target(((run / "run.json").read_bytes(),), damage_json, record),
+            "run.json, shown": Target(((run / "run.json").read_bytes(),), damage_json, shown),
+            "README.md": Target(_HEADERS, damage_header, card),
             "metrics.jsonl": Target(((run / "metrics.jsonl").read_bytes(),), damage_json, metrics),
             "state.json": Target(((checkpoint / "state.json").read_bytes(),), damage_json, state),
             "config.json": Target(((pruned / "config.json").read_bytes(),), damage_json, config),
@@ -380,6 +414,19 @@ class Ground:
             "thresholds.toml": Target((_THRESHOLDS,), damage_bytes, thresholds),
             "trackers.json": Target((b'{"wandb": "abc"}',), damage_json, trackers),
         }
+
+
+_HEADERS = (
+    b"date: 2026-11-30\ntime: 2026-11-30T10:20:30.5+01:00\nlist: [1, 0x10, 1:30, .5, .nan, ~, yes]\n",
+    b"a: &a {b: [c, d]}\nb: *a\nc:\n  <<: *a\n  'd': \"\\u00e9\"\ne: !!set {f, g}\nh: !!binary aGk=\ni: |\n  text\n",
+    b"license: mit\nlanguage:\n- en\n- de\n",
+)
+_TAGS = (
+    b"!!python/object/apply:os.getcwd []", b"!!python/name:os.system", b"!!int x", b"!!float x", b"!!bool x",
+    b"!!timestamp x", b"!!binary x", b"!!omap [a]", b"!!set {}", b"!x y", b"2026-13-99", b"2026-01-01T99:99:99+99:99",
+    b"[" * 3000, b"{a: " * 3000, b"- " * 3000, b"? ", b"<<: 1", b"*a", b"&a ", b"9" * 5000, b"1" + b":59" * 3000,
+    b'"\\U00110000"', b'"\\ud800"', b"---\n", b"...\n", b"%YAML 9.9\n", b"\t",
+)  # fmt: skip
 
 
 _ROBUSTNESS = json.dumps(
@@ -552,7 +599,7 @@ def _fuzz(name: str, ground: Ground, seconds: float, seed: int, kept: Path) -> N
             attempt(target, data)
         except Exception as error:  # noqa: BLE001 - that is what is looked for
             where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-            inside = [place for place in where if "distilkit" in place]
+            inside = [place for place in where if "distilkit" in place] or where
             if (type(error), inside[-1]) not in seen:
                 seen.add((type(error), inside[-1]))
                 sys.stderr.write(f"{name}: failed on {len(data)} bytes\n{traceback.format_exc()}")

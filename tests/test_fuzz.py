@@ -19,8 +19,9 @@ from distilkit.training import log
 from distilkit.workflows import predict
 
 LOADERS = (
-    "recipe", "override", "run.json", "metrics.jsonl", "state.json", "config.json", "safetensors", "pth", "onnx",
-    "picture", "picture, cut", "npz", "robustness.json", "latency.json", "thresholds.toml", "trackers.json",
+    "recipe", "override", "run.json", "run.json, shown", "README.md", "metrics.jsonl", "state.json", "config.json",
+    "safetensors", "pth", "onnx", "picture", "picture, cut", "npz", "robustness.json", "latency.json",
+    "thresholds.toml", "trackers.json",
 )  # fmt: skip
 A_FEW = 25
 SEED = 20261120

@@ -41,6 +41,9 @@ _END = "<!-- end of what is yours -->"
 _HEADING = "## Intended use"
 _WRITTEN_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "metrics", "model-index")
 _LARGEST_HEADER = 2**16  # characters, of which YAML's parser makes objects a thousand times as large
+# What PyYAML raises of a header: of a date that there is not, of a number of thousands of digits, of lists in lists it
+# raises what Python does.
+_NO_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 _FENCE = re.compile(r"^ {0,3}(```|~~~)")
 _OLD_CARD = re.compile(r"^# .+\n\n`[^\n]+` trained with `[^\n]+` by distilkit ", re.MULTILINE)
 # Options whose values are folders of the machine, and settings that are paths.
@@ -162,13 +165,19 @@ def _users_metadata(text: str, file: Path) -> dict[str, Any]:
         )
     try:
         header = yaml.safe_load(found[1])
-    except yaml.YAMLError as error:
+        kept = (
+            {key: value for key, value in header.items() if key not in _WRITTEN_KEYS}
+            if isinstance(header, dict)
+            else {}
+        )
+        yaml.safe_dump(kept)
+    except _NO_YAML as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 2})" if where else ""
         raise CardKeptError(
             f"the metadata at the beginning of {file} is no YAML{line}; the card is left as it is", "mend it"
         ) from error
-    return {key: value for key, value in header.items() if key not in _WRITTEN_KEYS} if isinstance(header, dict) else {}
+    return kept
 
 
 # ------------------------------------------------------------------------------------------------------------ metadata

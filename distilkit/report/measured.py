@@ -120,10 +120,7 @@ def robustness_of(runs: Sequence[Run]) -> tuple[dict[Path, Robustness], dict[Pat
     One file may hold the curves of several runs; a file that holds those of a single one belongs to its folder, even
     if the folder was renamed. Of several for one run the newest counts.
     """
-    files = sorted(
-        (file for run in runs for file in (run.path / "robustness").glob("*.json")),
-        key=lambda file: file.stat().st_mtime,
-    )
+    files = sorted((file for run in runs for file in (run.path / "robustness").glob("*.json")), key=_written)
     by_name = Counter(run.path.name for run in runs)
     found: dict[Path, Robustness] = {}
     damaged: dict[Path, str] = {}
@@ -140,6 +137,14 @@ def robustness_of(runs: Sequence[Run]) -> tuple[dict[Path, Robustness], dict[Pat
                 if (named or here) and entry.member == run.record["leader"]:
                     found[run.path] = entry.model_copy(update={"settings": read.settings})
     return found, damaged
+
+
+def _written(file: Path) -> float:
+    """When a file was written; first of all what cannot be looked at, as a link that leads nowhere."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,12 @@ def _names(section: TeacherSection) -> tuple[str, ...]:
 def _run_folder(name: str, runs: Path) -> Path:
     path = Path(name)
     if path.exists():
-        found = find(path, runs)
+        try:
+            found = find(path, runs)
+        except UserError as error:
+            raise SettingError(
+                "teacher.run", f"the teacher {name} cannot be opened: {error.problem}", error.hint
+            ) from error
         if isinstance(found, PrunedModel) or found.record.get("state") == "done":
             return path
         raise SettingError(

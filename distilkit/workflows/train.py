@@ -64,7 +64,7 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
         raise
     except UserError as error:
         # A chain of recipes can be looked at before its teacher is trained; its cost is then the students' alone.
-        teacher, note = None, error.faults[0].problem
+        teacher, note = None, error.faults[0].problem if error.faults else error.problem
     cost = learner_cost(learner, spec.channels, spec.size, teacher)
     root = Path(recipe.data.root)
     present, where = datasets.presence(recipe.data.dataset, root, download=recipe.data.download)
