@@ -66,7 +66,7 @@ test-newest:
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --numprocesses auto $(FAST)
 
 # All tests but the long ones with one version of PyTorch, make test-torch TORCH=2.14.1, in an environment of their own;
-# with TESTS=fast the fast ones. torchvision asks for exactly one torch, so pip finds the one that belongs to it.
+# with TESTS=fast the fast ones. torchvision says which torch it works with, so pip finds one that belongs to it.
 TESTS ?= all
 SELECTED_all := -m 'not long'
 SELECTED_fast := $(FAST)
