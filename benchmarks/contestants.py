@@ -13,12 +13,12 @@ from torch import Tensor
 
 from distilkit.data.base import DataSpec, ImageData, Split
 from distilkit.data.resident import epoch_order
-from distilkit.group import Classifier, Normalize
-from distilkit.learner import Learner
+from distilkit.groups.group import Classifier, Normalize
+from distilkit.learners.build import build_learner
+from distilkit.learners.learner import Learner
 from distilkit.models import registry
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe, load
-from distilkit.training.build import build_learner
 from distilkit.training.processes import make_accelerator
 from distilkit.training.trainer import Trainer
 
@@ -144,7 +144,7 @@ def plain_training(method: str, workers: int, count: int = IMAGES, device: str =
 def our_input(count: int = IMAGES) -> Work:
     """Training batches alone: cropped, mirrored, shuffled, normalised."""
     from distilkit.data.resident import TrainingImages
-    from distilkit.group import Normalize
+    from distilkit.groups.group import Normalize
 
     source = TrainingImages(data(count).splits["train"], augment="crop-flip", seed=0, device=torch.device("cpu"))
     normalise = Normalize(MEAN, STD)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from distilkit.recipe import load
-from distilkit.workflows.train import dry_run
+from distilkit.workflows.train.train import dry_run
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 UNIT = 1e8

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from distilkit.group import BranchGroup
-from distilkit.learner import Learner
+from distilkit.groups.group import BranchGroup
+from distilkit.learners.learner import Learner
 
 CLASSES, SIZE = 100, 32
 TEMPERATURE = 3.0

@@ -358,7 +358,7 @@ def plan(todo: list[Cell], rate: float) -> list[str]:
     """
     from distilkit.data import datasets
     from distilkit.recipe import load
-    from distilkit.workflows.train import dry_run
+    from distilkit.workflows.train.train import dry_run
 
     lines, minutes_of_all = [], 0.0
     for row in dict.fromkeys(cell.row for cell in todo):

@@ -8,30 +8,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from distilkit._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from distilkit.errors import UserError as UserError
-    from distilkit.group import BranchGroup as BranchGroup
-    from distilkit.group import NetworkGroup as NetworkGroup
-    from distilkit.group import branch_group as branch_group
-    from distilkit.group import network_group as network_group
-    from distilkit.learner import Learner as Learner
-    from distilkit.learner import LearnerOutput as LearnerOutput
+    from distilkit.groups.group import BranchGroup as BranchGroup
+    from distilkit.groups.group import NetworkGroup as NetworkGroup
+    from distilkit.groups.group import branch_group as branch_group
+    from distilkit.groups.group import network_group as network_group
+    from distilkit.groups.outputs import GroupOutput as GroupOutput
+    from distilkit.groups.split import cut_points as cut_points
+    from distilkit.learners.learner import Learner as Learner
+    from distilkit.learners.learner import LearnerOutput as LearnerOutput
     from distilkit.methods import losses as losses
     from distilkit.methods.base import Method as Method
     from distilkit.methods.base import MethodLosses as MethodLosses
     from distilkit.observer import Observer as Observer
-    from distilkit.outputs import GroupOutput as GroupOutput
     from distilkit.recipe import Recipe as Recipe
-    from distilkit.split import cut_points as cut_points
     from distilkit.training.schedule import ramp as ramp
+    from distilkit.workflows.deploy.load import LoadedClassifier as LoadedClassifier
     from distilkit.workflows.library import Trained as Trained
     from distilkit.workflows.library import create_method as create_method
     from distilkit.workflows.library import load_recipe as load_recipe
     from distilkit.workflows.library import make_learner as make_learner
     from distilkit.workflows.library import train as train
-    from distilkit.workflows.load import LoadedClassifier as LoadedClassifier
 
 __all__ = [
     "BranchGroup",
@@ -57,27 +59,26 @@ __all__ = [
     "ramp",
     "train",
 ]
-__version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "BranchGroup": "group",
-    "GroupOutput": "outputs",
-    "Learner": "learner",
-    "LearnerOutput": "learner",
-    "LoadedClassifier": "workflows.load",
+    "BranchGroup": "groups.group",
+    "GroupOutput": "groups.outputs",
+    "Learner": "learners.learner",
+    "LearnerOutput": "learners.learner",
+    "LoadedClassifier": "workflows.deploy.load",
     "Method": "methods.base",
     "MethodLosses": "methods.base",
-    "NetworkGroup": "group",
+    "NetworkGroup": "groups.group",
     "Observer": "observer",
     "Recipe": "recipe",
     "Trained": "workflows.library",
     "UserError": "errors",
-    "branch_group": "group",
+    "branch_group": "groups.group",
     "create_method": "workflows.library",
-    "cut_points": "split",
+    "cut_points": "groups.split",
     "load_recipe": "workflows.library",
     "make_learner": "workflows.library",
-    "network_group": "group",
+    "network_group": "groups.group",
     "ramp": "training.schedule",
     "train": "workflows.library",
 }
@@ -97,7 +98,7 @@ def load(
     `distilkit.UserError` for what is not there, is damaged, or does not fit.
     """
     # Not before it is needed: `import distilkit` and the command line's help import no torch.
-    from distilkit.workflows.load import load as loaded
+    from distilkit.workflows.deploy.load import load as loaded
 
     return loaded(path, member=member, checkpoint=checkpoint, trust_code=trust_code)
 

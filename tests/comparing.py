@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distilkit.observer import Observer
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 TIMING = ("seconds", "images_per_second")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from distilkit import cli
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe, load
-from distilkit.workflows.train import train
+from distilkit.workflows.train.train import train
 
 pytest_plugins = ("browser", "snippets")
 

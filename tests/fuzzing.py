@@ -42,24 +42,24 @@ from distilkit.data.decoding import decode_crop
 from distilkit.data.pixels import UNREADABLE, Framing, decode
 from distilkit.data.preparation import Preparation
 from distilkit.errors import UserError
+from distilkit.learners.pretrained import read_weights
 from distilkit.models import registry
 from distilkit.observer import Observer
 from distilkit.recipe import builtin, load
 from distilkit.report.history import history
 from distilkit.report.measured import latencies, robustness_of
-from distilkit.run import PrunedModel, Run, load_weights
-from distilkit.training import checkpoint as checkpoints
-from distilkit.training import log
-from distilkit.training.pretrained import read_weights
+from distilkit.runs import checkpoint as checkpoints
+from distilkit.runs import metrics as log
+from distilkit.runs.run import PrunedModel, Run, load_weights
 from distilkit.training.tracking import _identities
-from distilkit.workflows import predict
-from distilkit.workflows.cards import refresh
-from distilkit.workflows.compare import compare
-from distilkit.workflows.prune_branches import prune_branches
-from distilkit.workflows.report import report
-from distilkit.workflows.robustness_checks import read_thresholds
-from distilkit.workflows.runs import list_runs
-from distilkit.workflows.show_run import show_run
+from distilkit.workflows.comparison.compare import compare
+from distilkit.workflows.comparison.report import report
+from distilkit.workflows.deploy import predict
+from distilkit.workflows.deploy.prune_branches import prune_branches
+from distilkit.workflows.evaluation.robustness_checks import read_thresholds
+from distilkit.workflows.project.runs import list_runs
+from distilkit.workflows.project.show_run import show_run
+from distilkit.workflows.share.cards import refresh
 
 SLOWEST = 20
 """Seconds that one input may take, on a machine that others use as well."""

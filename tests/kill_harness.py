@@ -16,7 +16,7 @@ A moment is a phase, which occurrence of it, and a signal that the child then se
     agreed                   after the processes have agreed whether to stop or to save
     lock                     before the run's lock is asked for
     after line               an epoch's line is in metrics.jsonl, its checkpoint is not written
-    call MODULE:NAME         before a function of that module is called, such as distilkit.workflows.export:check_file
+    call MODULE:NAME         before a function of that module is called: distilkit.workflows.deploy.export:check_file
 
 "half" phases stop in mid-write for SIGKILL only; for other signals the write goes on, as it does in life.
 """
@@ -226,7 +226,9 @@ def _watch(moments: Iterable[tuple[str, int, int]]) -> None:
     """Wrap everything that a training does to its folder, so that it can be ended there."""
     from filelock import FileLock
 
-    from distilkit.training import checkpoint, evaluate, log
+    from distilkit.runs import checkpoint
+    from distilkit.runs import metrics as log
+    from distilkit.training import evaluate
     from distilkit.training.trainer import Trainer
 
     watch = _Watch(moments)
@@ -317,7 +319,7 @@ def _audit(runs: Path) -> None:
     written. The number of looks goes to stderr in the end; a fault ends the process with status 99.
     """
     from distilkit.errors import UserError
-    from distilkit.training import checkpoint
+    from distilkit.runs import checkpoint
 
     reported: list[Path] = []
     looks, looking = 0, False
@@ -444,7 +446,7 @@ def _serve() -> None:
     import torch
     import torch.utils.tensorboard
 
-    import distilkit.workflows.train  # noqa: F401
+    import distilkit.workflows.train.train  # noqa: F401
 
     for module in sys.argv[1:]:
         importlib.import_module(module)

@@ -12,8 +12,8 @@ import torch
 from conftest import Result
 
 from distilkit.export.latency import interleave
-from distilkit.run import Run
-from distilkit.workflows import benchmark as workflow
+from distilkit.runs.run import Run
+from distilkit.workflows.deploy import benchmark as workflow
 
 Command = Callable[..., Result]
 

@@ -17,8 +17,8 @@ import torch
 from racing import Contestant, Work, race, ratio, write
 
 from distilkit.analysis.diversity import diversity
-from distilkit.inference import Inference
-from distilkit.learner import Learner
+from distilkit.groups.inference import Inference
+from distilkit.learners.learner import Learner
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.processes import make_accelerator
 

@@ -700,8 +700,8 @@ IN_OKDDIP = {
 
 # A teacher beside any method
 
-LEARNER = "learner.py"
-TEACHER = "training/teacher.py"
+LEARNER = "learners/learner.py"
+TEACHER = "learners/teacher.py"
 TRAINER, UPDATE = "training/trainer.py", "training/update.py"
 TAUGHT = "distillation(teacher_logits.detach(), outputs.logits_SBC, teacher_temperature)"
 

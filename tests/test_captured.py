@@ -23,7 +23,7 @@ from distilkit.training import trainer as trainers
 from distilkit.training import update as updates
 from distilkit.training.captured import CapturedStep
 from distilkit.training.trainer import check_settings
-from distilkit.workflows.train import resume
+from distilkit.workflows.train.train import resume
 
 # A quarter and an eighth are the same in float32, in which a graph's learning rate is, and in float64.
 SETTINGS = ("optimizer.lr=0.125", "train.epochs=4", "schedule.milestones=[0.5]", "schedule.gamma=0.5")

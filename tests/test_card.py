@@ -26,8 +26,8 @@ from distilkit.report.card import (
     write_card,
     write_export_card,
 )
-from distilkit.run import PrunedModel, Run
-from distilkit.workflows.cards import beside_export, finished_card, refresh, same_recipe
+from distilkit.runs.run import PrunedModel, Run
+from distilkit.workflows.share.cards import beside_export, finished_card, refresh, same_recipe
 
 Command = Callable[..., Result]
 DATA = Path(__file__).parent / "data"

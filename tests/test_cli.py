@@ -18,8 +18,8 @@ from conftest import TINY, Result
 from safetensors.torch import load_file, save_file
 
 import distilkit as package
-from distilkit.workflows import evaluate as evaluate_workflow
-from distilkit.workflows import train as train_workflow
+from distilkit.workflows.evaluation import evaluate as evaluate_workflow
+from distilkit.workflows.train import train as train_workflow
 
 Command = Callable[..., Result]
 COMMANDS = (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from distilkit.recipe import load
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 Command = Callable[..., Any]
 

@@ -27,7 +27,7 @@ from distilkit import cli
 from distilkit.export.onnx import export_onnx
 from distilkit.models import registry
 from distilkit.recipe import load
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 Command = Callable[..., Result]
 MEMBERS = ("student_0", "student_1", "student_2")
@@ -622,7 +622,7 @@ def damaging_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
         initializer.CopyFrom(onnx.numpy_helper.from_array(values, initializer.name))
         onnx.save(model, file)
 
-    monkeypatch.setattr("distilkit.workflows.export.export_onnx", export)
+    monkeypatch.setattr("distilkit.workflows.deploy.export.export_onnx", export)
 
 
 @pytest.mark.usefixtures("damaging_exporter")

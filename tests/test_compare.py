@@ -20,11 +20,11 @@ from made_runs import made
 from rich.console import Console
 from scipy import stats
 
-from distilkit import console
 from distilkit.cli import compare as command
-from distilkit.run import Run
-from distilkit.workflows import tables
-from distilkit.workflows.grouping import grouped, incomparable
+from distilkit.cli import console
+from distilkit.runs.run import Run
+from distilkit.workflows.comparison import tables
+from distilkit.workflows.comparison.recipe_groups import grouped, incomparable
 
 Command = Callable[..., Result]
 ONE = {"student_0": [6.2, 7.4, 5.0], "gated": [5.8, 6.6, 5.4]}

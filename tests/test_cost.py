@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import distilkit
 from distilkit.analysis.cost import measure, parameter_count
+from distilkit.groups.outputs import GroupOutput
 from distilkit.models import registry
-from distilkit.outputs import GroupOutput
 
 
 def cifar_resnet_multiply_adds(blocks: int, classes: int, size: int = 32) -> int:

@@ -18,16 +18,16 @@ from distilkit.analysis import learner_cost as module
 from distilkit.analysis.cost import measure, parameter_count
 from distilkit.analysis.learner_cost import learner_cost
 from distilkit.data import datasets
-from distilkit.group import NetworkGroup, Normalize
-from distilkit.learner import Learner
+from distilkit.groups.group import NetworkGroup, Normalize
+from distilkit.groups.outputs import GroupShape
+from distilkit.groups.split import whole
+from distilkit.learners.build import build_learner
+from distilkit.learners.learner import Learner
 from distilkit.methods import create
 from distilkit.methods.dml import DmlOptions
 from distilkit.models import registry
-from distilkit.outputs import GroupShape
 from distilkit.recipe import Recipe
-from distilkit.run import Run
-from distilkit.split import whole
-from distilkit.training.build import build_learner
+from distilkit.runs.run import Run
 
 Command = Callable[..., Result]
 Tiny = Callable[..., Recipe]

@@ -15,11 +15,12 @@ from conftest import TINY, Result, train_tiny
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
-from distilkit.run import Run
-from distilkit.training import checkpoint as checkpoints
-from distilkit.training import log, trainer
+from distilkit.runs import checkpoint as checkpoints
+from distilkit.runs import metrics as log
+from distilkit.runs.run import Run
+from distilkit.training import trainer
 from distilkit.training.interrupt import Interrupted
-from distilkit.workflows.train import resume, train
+from distilkit.workflows.train.train import resume, train
 
 Command = Callable[..., Result]
 SETTINGS = ("method.name=baseline", "train.checkpoint_steps=2", "data.validation=0.1")

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from distilkit.data.base import Split
 from distilkit.data.resident import EVALUATION_BATCH, TrainingImages
-from distilkit.outputs import GroupOutput
-from distilkit.run import Run
-from distilkit.training import checkpoint as checkpoints
-from distilkit.training.build import build_learner
+from distilkit.groups.outputs import GroupOutput
+from distilkit.learners.build import build_learner
+from distilkit.runs import checkpoint as checkpoints
+from distilkit.runs.run import Run
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.interrupt import StopRequest, stop_requests
 from distilkit.training.trainer import batch_bounds

@@ -16,8 +16,8 @@ import torch
 from conftest import Result
 
 import distilkit as package
-from distilkit.workflows import doctor as workflow
-from distilkit.workflows.doctor import Package, doctor
+from distilkit.workflows.project import doctor as workflow
+from distilkit.workflows.project.doctor import Package, doctor
 
 Command = Callable[..., Result]
 ROOT = Path(package.__file__).parents[1]
@@ -135,7 +135,7 @@ def test_a_broken_installation_is_survived_by_the_program_itself(
     (tmp_path / "broken" / module / "__init__.py").write_text(text)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'broken'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     code = (
-        "from distilkit.workflows import doctor\n"
+        "from distilkit.workflows.project import doctor\n"
         "doctor.PACKAGES = doctor.PACKAGES[:3]\n"
         "from distilkit import cli\n"
         "cli.main(['doctor', '--json'])"

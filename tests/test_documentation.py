@@ -29,7 +29,7 @@ from distilkit import cli
 from distilkit import recipe as recipes
 from distilkit.errors import UserError
 from distilkit.recipe import Recipe
-from distilkit.workflows.robustness_checks import read_thresholds
+from distilkit.workflows.evaluation.robustness_checks import read_thresholds
 
 Run = Callable[..., Result]
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from distilkit import methods
 from distilkit.models import registry
 from distilkit.observer import Observer
-from distilkit.run import Run
+from distilkit.runs.run import Run
 from distilkit.training.interrupt import Interrupted
-from distilkit.workflows.train import resume, train
+from distilkit.workflows.train.train import resume, train
 
 # name -> what to set, the leader, and what the method's ensemble is called
 METHODS: dict[str, tuple[tuple[str, ...], str, str | None]] = {

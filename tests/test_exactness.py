@@ -24,12 +24,12 @@ from distilkit.models import registry
 from distilkit.models.resnet_cifar import resnet8
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
-from distilkit.run import Run
+from distilkit.runs.run import Run
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.processes import make_accelerator
 from distilkit.training.trainer import Trainer, check_settings
-from distilkit.workflows import train as workflow
-from distilkit.workflows.train import resume, train
+from distilkit.workflows.train import train as workflow
+from distilkit.workflows.train.train import resume, train
 
 Command = Callable[..., Result]
 CPU = torch.device("cpu")

@@ -40,10 +40,10 @@ from distilkit.export.opened import open_file, parts
 from distilkit.export.openvino import export_openvino, weights_file
 from distilkit.export.parity import check_file
 from distilkit.export.program import export_pt2, load_pt2
-from distilkit.learner import Learner
+from distilkit.learners.learner import Learner
 from distilkit.models.own import code_trusted
-from distilkit.run import Run
-from distilkit.workflows.export import _OwnEnsemble
+from distilkit.runs.run import Run
+from distilkit.workflows.deploy.export import _OwnEnsemble
 
 Command = Callable[..., Result]
 
@@ -400,7 +400,7 @@ def test_a_damaged_graph_leaves_no_file_under_its_final_name(
         damage(model)
         onnx.save(model, file)
 
-    monkeypatch.setattr("distilkit.workflows.export.export_onnx", wrong)
+    monkeypatch.setattr("distilkit.workflows.deploy.export.export_onnx", wrong)
     refused_with_status_1(distilkit, one_run, tmp_path / "model.onnx")
 
 
@@ -416,7 +416,7 @@ def test_statistics_of_batch_norm_that_changed_on_the_way_do_not_pass(
         norm.running_mean[0] += 0.5
         export_onnx(module, file, **options)
 
-    monkeypatch.setattr("distilkit.workflows.export.export_onnx", wrong)
+    monkeypatch.setattr("distilkit.workflows.deploy.export.export_onnx", wrong)
     refused_with_status_1(distilkit, one_run, tmp_path / "model.onnx")
 
 
@@ -443,7 +443,7 @@ def test_a_damaged_file_of_another_format_leaves_none_either(
             shutil.copy(part, wanted)
         damage(file)
 
-    monkeypatch.setattr(f"distilkit.workflows.export.export_{format}", wrong)
+    monkeypatch.setattr(f"distilkit.workflows.deploy.export.export_{format}", wrong)
     target = tmp_path / f"model{ENDINGS[format]}"
     refused_with_status_1(distilkit, one_run, target, "--format", format, "--trust-code")
 
@@ -473,8 +473,8 @@ def test_what_stops_in_the_middle_leaves_nothing(
     def stops(*_: object, **__: object) -> None:
         raise UserError("the disk is full")
 
-    monkeypatch.setattr("distilkit.workflows.export.export_onnx", copied)
-    monkeypatch.setattr("distilkit.workflows.export.check_file", stops)
+    monkeypatch.setattr("distilkit.workflows.deploy.export.export_onnx", copied)
+    monkeypatch.setattr("distilkit.workflows.deploy.export.check_file", stops)
     assert distilkit("export", one_run, "--output", tmp_path / "model.onnx").status == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -663,7 +663,7 @@ class Pooled(Flat):
 
 
 def test_networks_for_one_size_alone_are_refused_with_their_own_reason() -> None:
-    from distilkit.workflows.export import _other_sizes, _require_sizes
+    from distilkit.workflows.deploy.export import _other_sizes, _require_sizes
 
     form = Form(side="dynamic")
     sizes = [(SIZE, SIZE), *_other_sizes(SIZE)]

@@ -19,10 +19,10 @@ from distilkit import methods
 from distilkit.analysis.learner_cost import learner_cost
 from distilkit.export.onnx import EnsembleForExport, SingleForExport, export_onnx
 from distilkit.export.parity import check_file
-from distilkit.group import BranchGroup
-from distilkit.learner import Learner
+from distilkit.groups.group import BranchGroup
+from distilkit.learners.learner import Learner
 from distilkit.models import registry
-from distilkit.workflows.export import PARITY_BATCH_SIZES, _OwnEnsemble
+from distilkit.workflows.deploy.export import PARITY_BATCH_SIZES, _OwnEnsemble
 
 FAMILIES = [build.__name__.removeprefix("tiny_") for build in SPLITS]
 

@@ -12,17 +12,18 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from distilkit import methods, split
+from distilkit import methods
 from distilkit.analysis.cost import measure, multiply_adds_by_module
 from distilkit.errors import SettingError, UserError
-from distilkit.group import build_group
-from distilkit.learner import Learner
+from distilkit.groups import split
+from distilkit.groups.group import build_group
+from distilkit.learners.learner import Learner
+from distilkit.learners.pretrained import read_weights, start_from
 from distilkit.models import external, registry
 from distilkit.observer import Observer
 from distilkit.recipe import load
-from distilkit.run import PrunedModel, Run
-from distilkit.training.pretrained import read_weights, start_from
-from distilkit.workflows.train import dry_run, resume, train
+from distilkit.runs.run import PrunedModel, Run
+from distilkit.workflows.train.train import dry_run, resume, train
 
 # The smallest square images that each takes in both modes, in pixels on a side.
 SMALL = {
@@ -634,7 +635,7 @@ def test_a_run_without_checkpoint_begins_again_from_the_same_file_only(recipe, p
 
 def test_missing_weights_are_a_fault_with_its_line_before_any_data_is_read(recipe, tmp_path, monkeypatch):
     asked = recipe("model.pretrained=nowhere.pth")
-    monkeypatch.setattr("distilkit.workflows.train._load", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("distilkit.workflows.train.train._load", lambda *_: pytest.fail("read"))
     with pytest.raises(UserError) as caught:
         train(asked, tmp_path / "runs", device="cpu", command="", observer=Observer())
     (fault,) = caught.value.faults

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from distilkit import split
 from distilkit.analysis.cost import measure
 from distilkit.errors import SettingError
-from distilkit.group import BranchGroup, build_group
+from distilkit.groups import split
+from distilkit.groups.group import BranchGroup, build_group
 from distilkit.models import registry
 from distilkit.models.resnet_cifar import Bottleneck, CifarResNet
 from distilkit.models.wrn_cifar import WideBlock

@@ -22,18 +22,18 @@ import torch
 from comparing import StopAt
 from conftest import TINY, Result
 
-from distilkit import run as runs
-from distilkit import writing
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
-from distilkit.run import Run
-from distilkit.training import checkpoint as checkpoints
+from distilkit.runs import atomic as writing
+from distilkit.runs import checkpoint as checkpoints
+from distilkit.runs import run as runs
+from distilkit.runs.run import Run
 from distilkit.training import precision, processes
 from distilkit.training.interrupt import Interrupted
 from distilkit.training.trainer import Trainer
-from distilkit.workflows import predict as prediction
-from distilkit.workflows.train import resume, train
+from distilkit.workflows.deploy import predict as prediction
+from distilkit.workflows.train.train import resume, train
 
 Command = Callable[..., Result]
 ROBUSTNESS = ("robustness", "--steps", "1", "--directions", "1", "--images", "20", "--device", "cpu")
@@ -144,8 +144,9 @@ def test_where_nothing_temporary_can_be_written_that_is_named(
 def test_a_fault_of_ours_is_shown_where_its_file_cannot_be_written(
     one_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from distilkit import cli, console
-    from distilkit.workflows import evaluate
+    from distilkit import cli
+    from distilkit.cli import console
+    from distilkit.workflows.evaluation import evaluate
 
     def fail(*args: object, **kwargs: object) -> None:
         raise IndexError("a fault")
@@ -211,7 +212,7 @@ LATER = (
 def test_every_later_command_names_what_has_vanished(
     gone: str, baseline_run: Path, tmp_path: Path, distilkit: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distilkit.workflows.export._write", lambda *args: pytest.fail("it was exported"))
+    monkeypatch.setattr("distilkit.workflows.deploy.export._write", lambda *args: pytest.fail("it was exported"))
     run = Path(shutil.copytree(baseline_run, tmp_path / "runs" / "one"))
     (run / "checkpoints" / "best").unlink(missing_ok=True)
     if (run / gone).is_dir():
@@ -381,7 +382,7 @@ def test_too_little_memory_for_any_command_is_said(
     def fails(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("distilkit.workflows.evaluate.predict", fails)
+    monkeypatch.setattr("distilkit.workflows.evaluation.evaluate.predict", fails)
     result = distilkit("evaluate", one_run, "--json")
     assert result.status == 2
     assert "too little memory" in result.json["error"]["message"]

@@ -14,9 +14,9 @@ from onnx import load_from_string
 
 from distilkit.data import datasets
 from distilkit.errors import UserError
-from distilkit.run import Run
-from distilkit.training import log
-from distilkit.workflows import predict
+from distilkit.runs import metrics as log
+from distilkit.runs.run import Run
+from distilkit.workflows.deploy import predict
 
 LOADERS = (
     "recipe", "override", "run.json", "run.json, shown", "README.md", "metrics.jsonl", "state.json", "config.json",

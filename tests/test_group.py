@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from distilkit import group as groups
-from distilkit import split
 from distilkit.errors import SettingError, UserError
-from distilkit.group import Classifier, Normalize, build_group
+from distilkit.groups import group as groups
+from distilkit.groups import split
+from distilkit.groups.group import Classifier, Normalize, build_group
+from distilkit.groups.outputs import GroupShape
 from distilkit.models import registry, resnet_cifar
-from distilkit.outputs import GroupShape
 from distilkit.randomness import seeded
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)

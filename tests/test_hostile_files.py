@@ -32,9 +32,9 @@ from distilkit.data.preparation import Preparation
 from distilkit.errors import UserError
 from distilkit.models import registry
 from distilkit.report.curves import plot_curves
-from distilkit.run import PrunedModel, Run
-from distilkit.training import checkpoint as checkpoints
-from distilkit.workflows import predict as prediction
+from distilkit.runs import checkpoint as checkpoints
+from distilkit.runs.run import PrunedModel, Run
+from distilkit.workflows.deploy import predict as prediction
 
 Command = Callable[..., Result]
 

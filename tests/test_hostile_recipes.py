@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from distilkit.errors import Fault, UserError
 from distilkit.recipe import Recipe, builtin, load
 from distilkit.recipe.sections import SECTIONS, known_keys
-from distilkit.workflows import train as workflow
+from distilkit.workflows.train import train as workflow
 
 Command = Callable[..., Result]
 

@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import distilkit as package
-from distilkit.workflows import hub
+from distilkit.workflows.share import hub
 
 Command = Callable[..., Result]
 OURS = {"README.md", "config.json", "model.onnx", "model.safetensors"}

@@ -10,34 +10,28 @@ PACKAGE = Path(__file__).parents[1] / "distilkit"
 # From the top of the house to the bottom: a room may import those that stand after it, and itself.
 ROOMS = [
     "cli",
-    "console",
     "workflows",
     "report",
-    "run",
-    "runs",
-    "known_data",
-    "writing",
     "training",
     "export",
+    "runs",
     "analysis",
+    "learners",
     "recipe",
-    "learner",
     "methods",
-    "inference",
-    "group",
-    "split",
-    "counting",
+    "groups",
     "models",
     "data",
-    "observer",
-    "outputs",
-    "randomness",
     "shipped",
-    "working_folder",
     "reading",
+    "threads",
     "memory",
+    "working_folder",
+    "observer",
+    "randomness",
     "errors",
     "spelling",
+    "_version",
 ]
 
 
@@ -104,7 +98,7 @@ def test_help_and_version_answer_without_torch() -> None:
 
 def test_predicting_imports_no_torch_and_neither_does_the_package() -> None:
     code = (
-        "import sys, distilkit, distilkit.cli.predict, distilkit.workflows.predict, distilkit.console\n"
+        "import sys, distilkit, distilkit.cli.predict, distilkit.workflows.deploy.predict, distilkit.cli.console\n"
         "assert callable(distilkit.load) and 'onnxruntime' in sys.modules\n"
         "heavy = {'torch', 'torchvision', 'onnx', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -117,7 +111,7 @@ def test_training_on_digits_does_not_import_torchvision() -> None:
     code = (
         "import sys, tempfile, pathlib\n"
         "from distilkit.recipe import load\n"
-        "from distilkit.workflows import train\n"
+        "from distilkit.workflows.train import train\n"
         "train.dry_run(load('quickstart'))\n"
         "assert 'torch' in sys.modules\n"
         "assert 'torchvision' not in sys.modules"

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from distilkit.analysis.perturbation import curve, directions
-from distilkit.group import Classifier, Normalize, build_group
-from distilkit.inference import Inference
+from distilkit.groups.group import Classifier, Normalize, build_group
+from distilkit.groups.inference import Inference
+from distilkit.learners.teacher import Teacher
 from distilkit.models import registry
 from distilkit.randomness import generator, seeded
-from distilkit.training.teacher import Teacher
 
 ARCHITECTURES = {
     "resnet8": (32, 9),  # a stem, two in each of three blocks, and two shortcuts

@@ -16,9 +16,9 @@ from PIL import Image
 from distilkit import methods
 from distilkit.cli import init as command
 from distilkit.recipe import load
-from distilkit.workflows import init as workflow
-from distilkit.workflows.init import Found, Sizes, Wishes, decide
-from distilkit.workflows.recipe_text import slug
+from distilkit.workflows.project import init as workflow
+from distilkit.workflows.project.init import Found, Sizes, Wishes, decide
+from distilkit.workflows.project.recipe_text import slug
 
 Command = Callable[..., Result]
 

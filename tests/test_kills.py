@@ -16,7 +16,7 @@ from comparing import assert_same_run
 from conftest import TINY, Result, train_tiny
 from kill_harness import Finished, Harness, Moment
 
-from distilkit.training import checkpoint as checkpoints
+from distilkit.runs import checkpoint as checkpoints
 
 # Three students on a trunk, a moving average, clipping, a validation split that chooses `best`, and a checkpoint every
 # other step besides those of the epochs: 3 epochs of 5 steps, the last one smaller; steps 2 4 5 6 8 10 12 14 15.

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from distilkit import methods
 from distilkit.data import datasets
 from distilkit.errors import UserError
-from distilkit.group import Classifier, Group, Normalize
-from distilkit.learner import Learner, LearnerOutput
+from distilkit.groups.group import Classifier, Group, Normalize
+from distilkit.learners.build import build_learner
+from distilkit.learners.learner import Learner, LearnerOutput
+from distilkit.learners.teacher import Teacher
 from distilkit.methods.base import GroupOutput, GroupShape
 from distilkit.recipe import Recipe
-from distilkit.training.build import build_learner
-from distilkit.training.teacher import Teacher
 
 IMAGES = 4
 CLASSES = 10

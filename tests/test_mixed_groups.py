@@ -18,12 +18,12 @@ from distilkit.analysis.cost import measure
 from distilkit.analysis.learner_cost import learner_cost
 from distilkit.data import datasets
 from distilkit.errors import UserError
+from distilkit.learners.build import build_learner
 from distilkit.models import registry
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe, load
-from distilkit.run import Run
-from distilkit.training.build import build_learner
-from distilkit.workflows.train import resume, train
+from distilkit.runs.run import Run
+from distilkit.workflows.train.train import resume, train
 
 Command = Callable[..., Result]
 STUDENTS = {"student_0": "resnet8", "student_1": "slim", "student_2": "resnet14"}

@@ -20,20 +20,20 @@ from distilkit.data.base import DataSpec, Split
 from distilkit.data.resident import TrainingImages, epoch_order
 from distilkit.data.variation import VariedImages
 from distilkit.errors import UserError
-from distilkit.learner import Learner
+from distilkit.groups.outputs import GroupOutput
+from distilkit.learners.build import build_learner
+from distilkit.learners.learner import Learner
+from distilkit.learners.teacher import Teacher
 from distilkit.methods.losses import cross_entropy
 from distilkit.observer import Observer
-from distilkit.outputs import GroupOutput
 from distilkit.randomness import seeded
 from distilkit.recipe import Recipe
-from distilkit.run import Run
-from distilkit.training import checkpoint as checkpoints
-from distilkit.training.build import build_learner
+from distilkit.runs import checkpoint as checkpoints
+from distilkit.runs.run import Run
 from distilkit.training.optimizer import decay_groups, make_optimizer
-from distilkit.training.teacher import Teacher
 from distilkit.training.trainer import Trainer
-from distilkit.workflows import train as workflow
-from distilkit.workflows.train import resume, train
+from distilkit.workflows.train import train as workflow
+from distilkit.workflows.train.train import resume, train
 
 CPU = torch.device("cpu")
 MIXED = ("data.augment=crop-flip", "data.mixup=0.4", "data.cutmix=1.0")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Result
 
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 Command = Callable[..., Result]
 DATA = Path(__file__).parent / "data"

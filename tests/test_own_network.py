@@ -16,13 +16,13 @@ from conftest import Result
 from safetensors.torch import load_file, save_file
 
 from distilkit.errors import SettingError
-from distilkit.group import build_group
+from distilkit.groups.group import build_group
 from distilkit.models import own, registry
 from distilkit.models.own import UntrustedCodeError, code_trusted
 from distilkit.observer import Observer
 from distilkit.recipe import load
-from distilkit.run import Run, open_model
-from distilkit.workflows.train import train
+from distilkit.runs.run import Run, open_model
+from distilkit.workflows.train.train import train
 
 Command = Callable[..., Result]
 PAGE = Path(__file__).parents[1] / "docs" / "own_network.md"
@@ -136,7 +136,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with code_trusted():
             document = train(load("own.toml"), Path("runs"), device="cpu", command="distilkit", observer=Observer())
             Path(document["run"]).rename("runs/own")
-            from distilkit.workflows.prune_branches import prune_branches
+            from distilkit.workflows.deploy.prune_branches import prune_branches
 
             prune_branches(
                 Path("runs/own"),

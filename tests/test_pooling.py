@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from distilkit.groups.split import cut
 from distilkit.models import registry
 from distilkit.models.pooling import GlobalAveragePool, keep_layout, mean_over_positions
 from distilkit.randomness import seeded
-from distilkit.split import cut
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 

@@ -27,11 +27,11 @@ from distilkit.data.preparation import Preparation
 from distilkit.errors import UserError
 from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer
-from distilkit.run import Run, open_model
-from distilkit.workflows import evaluate
-from distilkit.workflows.export import export
-from distilkit.workflows.predict import BATCH, predict
-from distilkit.workflows.prune_branches import prune_branches
+from distilkit.runs.run import Run, open_model
+from distilkit.workflows.deploy.export import export
+from distilkit.workflows.deploy.predict import BATCH, predict
+from distilkit.workflows.deploy.prune_branches import prune_branches
+from distilkit.workflows.evaluation import evaluate
 
 Command = Callable[..., Result]
 PAGE = Path(__file__).parents[1] / "docs" / "deployment.md"
@@ -159,7 +159,7 @@ def test_an_ensemble_answers_as_an_ensemble(
     one_run: Path, digits: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The timing takes as long as all the rest.
-    monkeypatch.setattr("distilkit.workflows.export._beside_the_leader", lambda *_: {})
+    monkeypatch.setattr("distilkit.workflows.deploy.export._beside_the_leader", lambda *_: {})
     file = export_to(one_run, tmp_path / "ensemble.onnx", "ensemble")
     document = answer(file, *digits.images[:40])
     run = Run.open(one_run)

@@ -15,7 +15,7 @@ from conftest import Result
 
 from distilkit.export import quantize as quantizing
 from distilkit.export.quantize import drawn_over_classes, quantize_static
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 Command = Callable[..., Result]
 
@@ -188,7 +188,7 @@ def test_calibration_on_wrong_images_trips_max_drop_and_leaves_the_whole_file(
     run: Path, tmp_path: Path, distilkit: Command, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        "distilkit.workflows.quantize.calibration_images",
+        "distilkit.workflows.deploy.quantize.calibration_images",
         lambda train, chosen: torch.full((len(chosen), *train.images.shape[1:]), 3, dtype=torch.uint8),
     )
     result = distilkit(
@@ -221,7 +221,7 @@ def fake_latency(before: float, after: float) -> Callable[..., Any]:
 def test_min_speedup_is_checked_and_slower_is_called_slower(
     after: float, status: int, run: Path, tmp_path: Path, distilkit: Command, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("distilkit.workflows.quantize.interleaved_latency", fake_latency(1.0, after))
+    monkeypatch.setattr("distilkit.workflows.deploy.quantize.interleaved_latency", fake_latency(1.0, after))
     result = distilkit(
         *("export", run, "--quantize", "int8", "--calibration-images", 20, "--min-speedup", 1.2),
         *("--output", tmp_path / "model.onnx"),
@@ -251,7 +251,7 @@ def test_the_batch_size_at_which_the_speedup_counts(
             for name, by_batch in times.items()
         }
 
-    monkeypatch.setattr("distilkit.workflows.quantize.interleaved_latency", latency)
+    monkeypatch.setattr("distilkit.workflows.deploy.quantize.interleaved_latency", latency)
     arguments = ("--quantize", "int8", "--calibration-images", 20, "--min-speedup", 1.2)
     counted = [part for batch in counts for part in ("--speedup-batch", batch)]
     result = distilkit("export", run, *arguments, *counted, "--output", tmp_path / "model.onnx", "--json")
@@ -265,7 +265,7 @@ def test_the_batch_size_at_which_the_speedup_counts(
 def test_dynamic_has_integer_weights_and_needs_no_calibration(
     run: Path, tmp_path: Path, distilkit: Command, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("distilkit.workflows.quantize.interleaved_latency", fake_latency(1.0, 2.0))
+    monkeypatch.setattr("distilkit.workflows.deploy.quantize.interleaved_latency", fake_latency(1.0, 2.0))
     arguments = ("export", run, "--quantize", "dynamic", "--output", tmp_path / "m.onnx", "--max-drop", 3, "--json")
     result = distilkit(*arguments)
     assert result.status == 0

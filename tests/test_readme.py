@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Result
 
-from distilkit import run as runs
+from distilkit.runs import run as runs
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,9 +17,9 @@ from pydantic import BaseModel
 from distilkit import methods, recipe
 from distilkit.data import datasets
 from distilkit.errors import Fault, UserError
+from distilkit.groups.outputs import GroupKind
 from distilkit.methods.base import MethodOptions
 from distilkit.models import registry
-from distilkit.outputs import GroupKind
 from distilkit.recipe import AdamWSection, CosineSection, Recipe, key_lines, load, place, resolve_epochs
 
 BASE = """\

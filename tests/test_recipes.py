@@ -14,11 +14,11 @@ import torch
 
 import distilkit
 from distilkit.data import datasets
+from distilkit.learners.build import build_learner
 from distilkit.observer import Observer
 from distilkit.recipe import builtin, load, resolve_epochs
-from distilkit.training.build import build_learner
 from distilkit.training.optimizer import make_optimizer
-from distilkit.workflows.train import dry_run, train
+from distilkit.workflows.train.train import dry_run, train
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 FILES = {path.stem: path for path in sorted(FOLDER.rglob("*.toml"))}

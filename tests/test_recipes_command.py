@@ -11,7 +11,7 @@ import pytest
 from conftest import Result
 from rich.console import Console
 
-from distilkit import console
+from distilkit.cli import console
 from distilkit.recipe import builtin, load
 
 Command = Callable[..., Result]

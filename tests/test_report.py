@@ -21,7 +21,7 @@ from distilkit.report.charts import mean_line
 from distilkit.report.figures import safe_name
 from distilkit.report.history import Line, evenly, thinned
 from distilkit.report.scale import Scale, ticks
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 Command = Callable[..., Result]
 

@@ -14,7 +14,7 @@ import yaml
 from distilkit.analysis import corruption, sharpness
 from distilkit.errors import UserError
 from distilkit.report import checks as reports
-from distilkit.workflows.robustness_checks import read_thresholds
+from distilkit.workflows.evaluation.robustness_checks import read_thresholds
 
 Command = Callable[..., Any]
 QUICK = ("--steps", "2", "--directions", "2", "--images", "60", "--device", "cpu")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import distilkit as package
 from distilkit.errors import UserError
 from distilkit.recipe import Recipe, load
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 Command = Callable[..., Result]
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from distilkit.errors import UserError
 from distilkit.models import registry
-from distilkit.run import Run
-from distilkit.training import checkpoint as checkpoints
+from distilkit.runs import checkpoint as checkpoints
+from distilkit.runs.run import Run
 
 Command = Callable[..., Result]
 DATA = Path(__file__).parent / "data"

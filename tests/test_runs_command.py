@@ -21,8 +21,8 @@ from made_runs import made
 from rich.console import Console
 
 import distilkit as package
-from distilkit import console
-from distilkit.workflows import runs as workflow
+from distilkit.cli import console
+from distilkit.workflows.project import runs as workflow
 
 Command = Callable[..., Result]
 

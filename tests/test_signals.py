@@ -21,7 +21,7 @@ from fuzzing import onnx_files
 from kill_harness import Harness, Moment
 from PIL import Image
 
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 CHANGES = ("group.students=2", "tracking.name=none")
@@ -29,7 +29,7 @@ CHANGES = ("group.students=2", "tracking.name=none")
 
 @pytest.fixture(scope="module")
 def harness() -> Iterator[Harness]:
-    with Harness(["distilkit.workflows.report", "distilkit.report.figures"]) as harness:
+    with Harness(["distilkit.workflows.comparison.report", "distilkit.report.figures"]) as harness:
         yield harness
 
 
@@ -68,7 +68,7 @@ def answered(ended: object, signum: int) -> None:
 
 BEFORE = (
     Moment("call distilkit.recipe:load", 1, INT),
-    Moment("call distilkit.workflows.train:build_learner", 1, TERM),
+    Moment("call distilkit.workflows.train.train:build_learner", 1, TERM),
     Moment("call distilkit.data.datasets:load", 1, INT),
     Moment("call sklearn.datasets:load_digits", 1, TERM),
     Moment("call distilkit.training.precision:timed_step", 3, INT),
@@ -96,11 +96,11 @@ def test_ctrl_c_while_images_are_decoded(harness: Harness, image_folder: Path, t
 
 
 DURING = (
-    Moment("call distilkit.workflows.train:Trainer", 1, TERM),
-    Moment("call distilkit.training.log:keep_until", 1, INT),
+    Moment("call distilkit.workflows.train.train:Trainer", 1, TERM),
+    Moment("call distilkit.runs.metrics:keep_until", 1, INT),
     Moment("step", 1, INT),
-    Moment("call distilkit.workflows.train:_final", 1, TERM),
-    Moment("call distilkit.workflows.train:finished_card", 1, INT),
+    Moment("call distilkit.workflows.train.train:_final", 1, TERM),
+    Moment("call distilkit.workflows.train.train:finished_card", 1, INT),
 )
 
 
@@ -135,7 +135,7 @@ def test_two_signals_in_a_row_before_the_first_step(
     """The second comes while the first is being answered, or is the one that is answered: no traceback either way."""
     moments = [
         Moment("call distilkit.training.precision:timed_step", 2, INT),
-        Moment("call distilkit.console:report_interruption", 1, second),
+        Moment("call distilkit.cli.console:report_interruption", 1, second),
     ]
     ended = harness.run(*arguments, "--runs", tmp_path / "runs", moments=moments)
     assert ended.status == 128 + second
@@ -148,25 +148,25 @@ def test_two_signals_in_a_row_before_the_first_step(
 
 ROBUSTNESS = ("robustness", "--steps", "1", "--directions", "1", "--images", "20")
 BENCHMARK = ("benchmark", "--repetitions", "1", "--batch", "1")
-EXPORT = "distilkit.workflows.export"
+EXPORT = "distilkit.workflows.deploy.export"
 COMMANDS: tuple[tuple[tuple[str, ...], Moment], ...] = (
-    (("evaluate",), Moment("call distilkit.training.checkpoint:load_part", 1, INT)),
-    (("evaluate",), Moment("call distilkit.workflows.evaluate:predict", 1, TERM)),
+    (("evaluate",), Moment("call distilkit.runs.checkpoint:load_part", 1, INT)),
+    (("evaluate",), Moment("call distilkit.workflows.evaluation.evaluate:predict", 1, TERM)),
     (("ensemble-eval",), Moment("call distilkit.data.datasets:load", 1, INT)),
-    (("ensemble-eval",), Moment("call distilkit.workflows.ensemble_eval:_figures", 1, TERM)),
-    (("prune-branches",), Moment("call distilkit.workflows.prune_branches:_difference", 1, INT)),
+    (("ensemble-eval",), Moment("call distilkit.workflows.evaluation.ensemble_eval:_figures", 1, TERM)),
+    (("prune-branches",), Moment("call distilkit.workflows.deploy.prune_branches:_difference", 1, INT)),
     (("prune-branches",), Moment("before model.safetensors", 1, TERM)),
-    (ROBUSTNESS, Moment("call distilkit.workflows.robustness:_measured", 1, INT)),
+    (ROBUSTNESS, Moment("call distilkit.workflows.evaluation.robustness:_measured", 1, INT)),
     (ROBUSTNESS, Moment("call matplotlib.figure:Figure.savefig", 1, TERM)),
     (ROBUSTNESS, Moment("before robustness.png", 1, INT)),
     (("export",), Moment(f"call {EXPORT}:_write", 1, INT)),
-    (("report",), Moment("call distilkit.workflows.report:_tested", 1, INT)),
+    (("report",), Moment("call distilkit.workflows.comparison.report:_tested", 1, INT)),
     (("report", "--no-evaluate"), Moment("before report.html", 1, TERM)),
     (
         ("benchmark", "--repetitions", "1", "--batch", "1"),
-        Moment("call distilkit.workflows.benchmark:_compile", 1, INT),
+        Moment("call distilkit.workflows.deploy.benchmark:_compile", 1, INT),
     ),
-    (("push", "--to", "{run}/../published"), Moment("call distilkit.workflows.push:prune_branches", 1, TERM)),
+    (("push", "--to", "{run}/../published"), Moment("call distilkit.workflows.share.push:prune_branches", 1, TERM)),
 )
 EXPORTS: tuple[tuple[tuple[str, ...], Moment], ...] = (
     (("export",), Moment(f"call {EXPORT}:_error", 1, TERM)),
@@ -180,8 +180,8 @@ QUANTIZE: tuple[tuple[tuple[str, ...], Moment], ...] = tuple(
     (("export", "--quantize", "int8"), Moment(phase, occurrence, signum))
     for phase, occurrence, signum in (
         ("call distilkit.export.onnx:write_atomically", 2, INT),
-        ("call distilkit.workflows.quantize:_judged", 2, TERM),
-        ("call distilkit.workflows.quantize:interleaved_latency", 1, INT),
+        ("call distilkit.workflows.deploy.quantize:_judged", 2, TERM),
+        ("call distilkit.workflows.deploy.quantize:interleaved_latency", 1, INT),
         ("before single-int8.onnx", 1, TERM),
     )
 )
@@ -245,9 +245,9 @@ def test_an_interrupted_quantisation_leaves_the_file_that_was_whole(
 @pytest.mark.parametrize(
     "moment",
     [
-        Moment("call distilkit.workflows.predict:open_file", 1, TERM),
-        Moment("call distilkit.workflows.predict:run", 2, INT),
-        Moment("call distilkit.workflows.predict:decode", 40, TERM),
+        Moment("call distilkit.workflows.deploy.predict:open_file", 1, TERM),
+        Moment("call distilkit.workflows.deploy.predict:run", 2, INT),
+        Moment("call distilkit.workflows.deploy.predict:decode", 40, TERM),
     ],
     ids=moment_name,
 )

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distilkit import split
 from distilkit.errors import SettingError
+from distilkit.groups import split
 from distilkit.models import registry, resnet_cifar
 
 # The other families, which want larger images, are in test_families.py.

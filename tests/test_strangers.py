@@ -10,8 +10,8 @@ import pytest
 from conftest import Result, train_tiny
 
 from distilkit.errors import UserError
-from distilkit.run import Run
-from distilkit.training import checkpoint as checkpoints
+from distilkit.runs import checkpoint as checkpoints
+from distilkit.runs.run import Run
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from distilkit.data.pixels import FORMATS, UNREADABLE, Framing, decode, open_ima
 from distilkit.data.preparation import Preparation
 from distilkit.observer import Observer
 from distilkit.recipe import load
-from distilkit.workflows.train import train as train_recipe
+from distilkit.workflows.train.train import train as train_recipe
 
 Command = Callable[..., Result]
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0

@@ -22,14 +22,14 @@ from safetensors.torch import save_file
 from distilkit import memory, reading
 from distilkit.data import datasets, npz
 from distilkit.errors import SettingError, UserError
+from distilkit.learners.build import build_learner
+from distilkit.learners.pretrained import read_weights
 from distilkit.models import outline, registry
 from distilkit.observer import Observer
 from distilkit.recipe import load
-from distilkit.run import PrunedModel, Run
-from distilkit.training import log
-from distilkit.training.build import build_learner
-from distilkit.training.pretrained import read_weights
-from distilkit.workflows.prune_branches import prune_branches
+from distilkit.runs import metrics as log
+from distilkit.runs.run import PrunedModel, Run
+from distilkit.workflows.deploy.prune_branches import prune_branches
 
 Command = Callable[..., Result]
 GIGABYTE = 2**30
@@ -205,7 +205,7 @@ def answers(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     sparse(path / "recipe.toml")
     asked += [("recipe.toml", ["evaluate", path]), ("recipe.toml among runs", ["runs", "--runs", path.parent])]
     asked += [("recipe to show", ["recipes", "show", path / "recipe.toml"])]
-    metrics = "from distilkit.run import Run; Run.open(path).metrics()"
+    metrics = "from distilkit.runs.run import Run; Run.open(path).metrics()"
     path = run("metrics.jsonl")
     sparse(path / "metrics.jsonl")
     asked += [("metrics.jsonl", code(metrics, path)), ("metrics.jsonl in a report", report(path))]
@@ -213,7 +213,7 @@ def answers(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     deep = b'{"epoch": 1, "x": [' + b",".join([b'{"a":' * 700 + b"0" + b"}" * 700] * 2) + b"]}\n"
     (path / "metrics.jsonl").write_bytes(deep * 2_000)
     asked += [("metrics within the bound", code(metrics, path))]
-    card = "from distilkit.observer import Observer; from distilkit.workflows import cards; "
+    card = "from distilkit.observer import Observer; from distilkit.workflows.share import cards; "
     card += "observer = Observer(); observer.note = print; cards.refresh(path, observer)"
     path = run("README.md")
     sparse(path / "README.md")
@@ -221,7 +221,7 @@ def answers(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     path = run("state.json")
     sparse(next((path / "checkpoints").glob("step_*")) / "state.json")
     asked += [("state.json", ["evaluate", path])]
-    curves = "from distilkit.report import measured; from distilkit.run import Run; "
+    curves = "from distilkit.report import measured; from distilkit.runs.run import Run; "
     curves += "print(measured.robustness_of([Run.open(path)])[1])"
     path = run("robustness.json")
     sparse(path / "robustness" / "robustness.json")
@@ -234,7 +234,7 @@ def answers(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         asked += [(f"robustness of {name}", code(curves, path)), (f"card of {name}", code(card, path))]
     path = run("test.json")
     sparse(path / "report" / "test.json")
-    kept = "from distilkit.workflows import on_test_images; print(on_test_images._kept(path / 'report' / 'test.json'))"
+    kept = "from distilkit.workflows.evaluation import predictions_cache; print(predictions_cache._kept(path / 'report' / 'test.json'))"
     asked += [("test.json", code(kept, path))]
     path = run("trackers.json")
     sparse(path / "trackers.json")
@@ -502,7 +502,8 @@ def test_weights_as_people_have_them_are_read(tmp_path: Path) -> None:
 
 
 def test_weights_beyond_the_free_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distilkit.training import checkpoint, pretrained
+    from distilkit.learners import pretrained
+    from distilkit.runs import checkpoint
 
     state = registry.create("resnet8", 10).state_dict()
     torch.save(state, tmp_path / "net.pth")

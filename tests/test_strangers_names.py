@@ -23,15 +23,16 @@ from PIL import Image
 from rich.console import Console
 from typer.main import get_command
 
-from distilkit import cli, console, spelling
+from distilkit import cli, spelling
+from distilkit.cli import console
 from distilkit.errors import Fault, UserError
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.report import checks as reports
 from distilkit.report import figures
 from distilkit.report.card import write_card
-from distilkit.run import Run
-from distilkit.workflows import tables
-from distilkit.workflows.export import export
+from distilkit.runs.run import Run
+from distilkit.workflows.comparison import tables
+from distilkit.workflows.deploy.export import export
 
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # A window title, a line of its own, a carriage return, a workflow command, ends of lines, right to left, nothing seen,

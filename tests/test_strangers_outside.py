@@ -23,13 +23,13 @@ from test_datasets import CifarFiles
 from distilkit import errors
 from distilkit.data import datasets, npz
 from distilkit.errors import UserError, is_plain_file, parse_json, require_plain_file
+from distilkit.learners.pretrained import read_weights
 from distilkit.models import own
 from distilkit.observer import Observer
 from distilkit.recipe import load
-from distilkit.run import PrunedModel, Run
-from distilkit.training.pretrained import read_weights
-from distilkit.workflows import hub
-from distilkit.workflows.train import train
+from distilkit.runs.run import PrunedModel, Run
+from distilkit.workflows.share import hub
+from distilkit.workflows.train.train import train
 
 Command = Callable[..., Result]
 linux = pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="needs /proc")
@@ -372,7 +372,7 @@ def forget() -> None:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """What was said of imports on stderr, and whether one of the modules was imported by then."""
-    from distilkit import console
+    from distilkit.cli import console
 
     lines: list[tuple[str, bool]] = []
     really = console.tell

@@ -18,10 +18,10 @@ from distilkit.observer import Observer
 from distilkit.recipe import Recipe, builtin, load, load_of_a_run
 from distilkit.recipe.sections import tracker_names
 from distilkit.recipe.tracker_options import ALLOWED
-from distilkit.run import Run
+from distilkit.runs.run import Run
 from distilkit.training import tracking
 from distilkit.training.interrupt import Interrupted
-from distilkit.workflows.train import dry_run, resume, train
+from distilkit.workflows.train.train import dry_run, resume, train
 
 Command = Callable[..., Result]
 

@@ -13,13 +13,13 @@ from conftest import Result, train_tiny
 from safetensors.torch import load_file, save_file
 
 from distilkit.errors import UserError
+from distilkit.learners.teacher import Teacher
 from distilkit.observer import Observer
 from distilkit.recipe import load
-from distilkit.run import Run
+from distilkit.runs.run import Run
 from distilkit.training.interrupt import Interrupted
-from distilkit.training.teacher import Teacher
-from distilkit.workflows.teachers import open_teacher
-from distilkit.workflows.train import dry_run, resume, train
+from distilkit.workflows.train.teachers import open_teacher
+from distilkit.workflows.train.train import dry_run, resume, train
 
 KD = ("method.name=kd", "model.architecture=resnet8")
 
@@ -35,7 +35,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pruned(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, pruned."""
-    from distilkit.workflows.prune_branches import prune_branches
+    from distilkit.workflows.deploy.prune_branches import prune_branches
 
     folder = tmp_path_factory.mktemp("pruned") / "mentor"
     prune_branches(

@@ -16,7 +16,8 @@ from conftest import TINY, Result, train_tiny
 from rich.console import Console
 
 import distilkit as package
-from distilkit import cli, console
+from distilkit import cli
+from distilkit.cli import console
 
 Command = Callable[..., Result]
 

@@ -9,11 +9,12 @@ import torch
 from conftest import Result, train_tiny
 
 from distilkit.observer import Observer
-from distilkit.run import Run
+from distilkit.runs.run import Run
+from distilkit.threads import threads as computing_threads
 from distilkit.training import threads
 from distilkit.training.interrupt import Interrupted
 from distilkit.training.trainer import Trainer
-from distilkit.workflows.train import resume
+from distilkit.workflows.train.train import resume
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_the_probe_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(threads, "timed_step", timed)
     probed = Run.open(train_tiny(tmp_path / "probed", "train.epochs=1"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with threads.threads(1):
+    with computing_threads(1):
         plain = Run.open(train_tiny(tmp_path / "plain", "train.epochs=1"))
     assert probed.record["threads"]["used"] == 1
     ours, theirs = (run.learner().state_dict() for run in (probed, plain))

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from distilkit.errors import UserError
 from distilkit.observer import Observer
-from distilkit.run import Run
-from distilkit.workflows.together import _Told
-from distilkit.workflows.train import sibling, train
+from distilkit.runs.run import Run
+from distilkit.workflows.train.parallel_seeds import _Told
+from distilkit.workflows.train.train import sibling, train
 
 Command = Callable[..., Result]
 TRAIN = (sys.executable, "-m", "distilkit", "train", "tiny.toml")

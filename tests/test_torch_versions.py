@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import flop_counter
 
-from distilkit import counting
 from distilkit.analysis.cost import measure, multiply_adds_by_module
+from distilkit.groups import counting
+from distilkit.groups.split import default_point, measured_points
 from distilkit.models import registry
-from distilkit.split import default_point, measured_points
 
 ROOT = Path(__file__).parents[1]
 aten = torch.ops.aten

@@ -22,10 +22,10 @@ import distilkit as package
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe, load
-from distilkit.run import Run
+from distilkit.runs.run import Run
 from distilkit.training import tracking
 from distilkit.training.interrupt import Interrupted
-from distilkit.workflows.train import resume, train
+from distilkit.workflows.train.train import resume, train
 
 Command = Callable[..., Result]
 
@@ -407,7 +407,7 @@ from pathlib import Path
 from distilkit.observer import Observer
 from distilkit.recipe import load
 from distilkit.training.interrupt import Interrupted
-from distilkit.workflows.train import resume, train
+from distilkit.workflows.train.train import resume, train
 
 class Notes(Observer):
     def note(self, message):

@@ -15,12 +15,12 @@ from torch import Tensor
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
-from distilkit.run import Run
+from distilkit.runs.run import Run
 from distilkit.training import precision
 from distilkit.training.interrupt import Interrupted
 from distilkit.training.trainer import Trainer
-from distilkit.workflows.grouping import grouped
-from distilkit.workflows.train import resume, train, train_seeds
+from distilkit.workflows.comparison.recipe_groups import grouped
+from distilkit.workflows.train.train import resume, train, train_seeds
 
 # A validation split, clipping and smoothing are on, so that resuming must carry their state as well.
 SETTINGS = ("train.epochs=3", "data.validation=0.1", "train.clip_norm=1.0", "train.label_smoothing=0.1")

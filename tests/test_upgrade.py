@@ -10,8 +10,8 @@ from conftest import Result
 
 from distilkit.errors import UserError
 from distilkit.recipe import load
-from distilkit.run import Run
 from distilkit.runs import upgrade
+from distilkit.runs.run import Run
 
 Command = Callable[..., Result]
 DATA = Path(__file__).parent / "data"

@@ -32,8 +32,8 @@ from distilkit.data.pixels import Framing, framed, to_mode
 from distilkit.data.preparation import Preparation
 from distilkit.export.form import Form
 from distilkit.observer import Observer
-from distilkit.workflows.export import export
-from distilkit.workflows.predict import predict
+from distilkit.workflows.deploy.export import export
+from distilkit.workflows.deploy.predict import predict
 
 DEMO = Path(__file__).parents[1] / "docs" / "web-demo"
 FLAGS = [

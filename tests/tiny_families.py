@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from distilkit import methods
-from distilkit.group import Classifier, Group, build_group
-from distilkit.learner import Learner
+from distilkit.groups.group import Classifier, Group, build_group
+from distilkit.learners.learner import Learner
 from distilkit.models import registry, vgg_cifar
 from distilkit.models.densenet_cifar import CifarDenseNet
 from distilkit.models.resnet_cifar import BasicBlock, Bottleneck, CifarResNet

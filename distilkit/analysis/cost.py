@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distilkit.counting import count_multiply_adds, slow_attention
+from distilkit.groups.counting import count_multiply_adds, slow_attention
+from distilkit.threads import threads
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def measure(module: nn.Module, images: Tensor | tuple[Tensor, ...]) -> Cost:
     analysis = FlopCountAnalysis(tensors_only, tuple(value.to(device) for value in inputs))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     analysis.set_op_handle(**_HANDLES)
-    with one_thread(), _quiet(), slow_attention(), torch.no_grad(), torch.random.fork_rng(_cuda(device)):
+    with threads(1), _quiet(), slow_attention(), torch.no_grad(), torch.random.fork_rng(_cuda(device)):
         by_operator = analysis.by_operator()
         unsupported = analysis.unsupported_ops()
     multiply_adds = sum(count for operator, count in by_operator.items() if operator in _MULTIPLY_ADDS)
@@ -124,17 +125,6 @@ def measure(module: nn.Module, images: Tensor | tuple[Tensor, ...]) -> Cost:
         activations=int(by_operator[_ACTIVATIONS]),
         bytes=file_bytes(module.state_dict()),
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread inside the block: see this file's first lines."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _copy(module: nn.Module) -> nn.Module:

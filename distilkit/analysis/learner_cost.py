@@ -12,12 +12,13 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
-from distilkit.analysis.cost import Cost, file_bytes, measure, one_thread, parameter_count
-from distilkit.group import BranchGroup, NetworkGroup
-from distilkit.learner import Learner
+from distilkit.analysis.cost import Cost, file_bytes, measure, parameter_count
+from distilkit.groups.group import BranchGroup, NetworkGroup
+from distilkit.groups.outputs import GroupOutput
+from distilkit.groups.split import Part
+from distilkit.learners.learner import Learner
 from distilkit.methods.base import Method
-from distilkit.outputs import GroupOutput
-from distilkit.split import Part
+from distilkit.threads import threads
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _sum(costs: Iterable[Cost]) -> Cost:
 def _output(trunk: Part, images: Tensor) -> Tensor:
     """What the trunk gives, in eval mode: looking must leave no trace in its running statistics."""
     was_training = trunk.training
-    with one_thread():
+    with threads(1):
         shared: Tensor = trunk.eval()(images)
     trunk.train(was_training)
     return shared

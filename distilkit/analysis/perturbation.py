@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distilkit.analysis import metrics
 from distilkit.errors import UserError
-from distilkit.inference import Inference, Precision
+from distilkit.groups.inference import Inference, Precision
 from distilkit.randomness import generator
 
 DirectionKind = Literal["unit", "filter-normalised"]

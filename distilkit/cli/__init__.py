@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from distilkit import __version__
+from distilkit._version import __version__
 from distilkit.cli import (
     benchmark,
     compare,
@@ -173,7 +173,7 @@ def _leave_at_once_from_here() -> None:
 
 def _interrupted(hint: str, as_json: bool) -> int:
     _leave_at_once_from_here()
-    from distilkit import console
+    from distilkit.cli import console
 
     signum = signal.SIGTERM if signal.SIGTERM in _came else signal.SIGINT
     console.report_interruption(f"interrupted by {signum.name}", hint, as_json)
@@ -200,7 +200,7 @@ def _status(arguments: Sequence[str]) -> int:
         # Typer turns Ctrl-C into this status; a check that failed has 1, and told why.
         return _interrupted("type the command again", as_json) if status == 130 else status
     except UserError as error:
-        from distilkit import console
+        from distilkit.cli import console
 
         console.report_user_error(error, as_json)
         return 2
@@ -209,7 +209,7 @@ def _status(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        from distilkit import console
+        from distilkit.cli import console
 
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             console.report_fault_of_ours(error, as_json)
@@ -222,7 +222,7 @@ def _status(arguments: Sequence[str]) -> int:
         )
         return 2
     except Exception as error:  # noqa: BLE001 - the last resort: every other fault is ours
-        from distilkit import console
+        from distilkit.cli import console
 
         if hasattr(error, "format_message"):  # Click's errors, wherever this version of Typer keeps Click.
             context = getattr(error, "ctx", None)

@@ -50,9 +50,9 @@ def benchmark(
     """
     batches, counts = _numbers("--batch", batch), _numbers("--threads", threads)
 
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.models.own import code_trusted
-    from distilkit.workflows.benchmark import benchmark as workflow
+    from distilkit.workflows.deploy.benchmark import benchmark as workflow
 
     with code_trusted(trust_code, console.tell):
         document = workflow(
@@ -83,7 +83,7 @@ def _labels(names: set[str]) -> dict[str, str]:
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     for run in document["runs"]:
         console.print_line(f"timed: {run}")

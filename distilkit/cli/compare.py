@@ -10,7 +10,7 @@ from distilkit.cli import completion, options
 from distilkit.errors import UserError
 
 if TYPE_CHECKING:
-    from distilkit.workflows.tables import Table
+    from distilkit.workflows.comparison.tables import Table
 
 Format = Literal["table", "markdown", "csv", "latex", "json"]
 Sort = Literal["name", "method", "error", "seed", "parameters", "flops", "train-flops", "bytes"]
@@ -72,9 +72,9 @@ def compare(
     """
     if json_output and format not in ("table", "json"):
         raise UserError(f"--json and --format {format} are two formats", "leave one of them out")
-    from distilkit import console
-    from distilkit.workflows.compare import compare as workflow
-    from distilkit.writing import write_text
+    from distilkit.cli import console
+    from distilkit.runs.atomic import write_text
+    from distilkit.workflows.comparison.compare import compare as workflow
 
     document = workflow(run or [], runs, baseline=baseline, sort=sort)
     format = "json" if json_output else format
@@ -95,8 +95,8 @@ def compare(
 
 
 def _exported(document: dict[str, Any], format: Format, several: bool) -> str:
-    from distilkit import console
-    from distilkit.workflows import tables
+    from distilkit.cli import console
+    from distilkit.workflows.comparison import tables
 
     if format == "json":
         return console.json_text(document)
@@ -149,7 +149,7 @@ def _difference_of(document: dict[str, Any], row: Mapping[str, Any]) -> dict[str
 def _as_text(document: dict[str, Any], several: bool) -> str:
     import io
 
-    from distilkit import console
+    from distilkit.cli import console
 
     stream = io.StringIO()
     _show(document, several, console.of_file(stream))
@@ -158,8 +158,8 @@ def _as_text(document: dict[str, Any], several: bool) -> str:
 
 def _show(document: dict[str, Any], several: bool, to: Any) -> None:
     """The tables for a person; `to`: a console of `console.of_file`, or None for stdout."""
-    from distilkit import console
     from distilkit.analysis.cost import named_uses
+    from distilkit.cli import console
 
     if to is None and not console.stdout.is_terminal:
         # Nothing is folded for a reader that is no terminal.
@@ -189,7 +189,7 @@ def _show(document: dict[str, Any], several: bool, to: Any) -> None:
 
 def _main_table(document: dict[str, Any], several: bool, *, wide: bool) -> "Table":
     """One row per run, or per recipe. `wide`: the difference from the baseline stands in the same table."""
-    from distilkit.workflows.tables import Table
+    from distilkit.workflows.comparison.tables import Table
 
     against = document["baseline"] if wide else None
     extra = () if against is None else (f"minus {against}", "95 % interval")
@@ -238,7 +238,7 @@ def _main_table(document: dict[str, Any], several: bool, *, wide: bool) -> "Tabl
 
 
 def _difference_table(document: dict[str, Any]) -> "Table":
-    from distilkit.workflows.tables import Table
+    from distilkit.workflows.comparison.tables import Table
 
     against = document["baseline"]
     rows = [
@@ -267,7 +267,7 @@ def _difference_cells(pair: Mapping[str, Any] | None) -> Sequence[str]:
 
 
 def _cost_cells(row: Mapping[str, Any]) -> Sequence[str]:
-    from distilkit import console
+    from distilkit.cli import console
 
     return (
         f"{row['parameters']:,}",

@@ -23,7 +23,7 @@ import typer
 
 from distilkit import shipped
 from distilkit.reading import UnreadableError, read_json
-from distilkit.training.files import begun
+from distilkit.runs.layout import begun
 
 MOST_RUNS = 50
 

@@ -22,8 +22,8 @@ def doctor(
 
       distilkit doctor --quick --json
     """
-    from distilkit import console
-    from distilkit.workflows.doctor import doctor as workflow
+    from distilkit.cli import console
+    from distilkit.workflows.project.doctor import doctor as workflow
 
     quiet = json_output or not console.stderr.is_terminal
     document = workflow(
@@ -37,7 +37,7 @@ def doctor(
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     console.print_table(
         f"distilkit {document['distilkit']}",

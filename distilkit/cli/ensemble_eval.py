@@ -36,9 +36,9 @@ def ensemble_eval(
 
       distilkit ensemble-eval runs/baseline-1 runs/baseline-2 runs/baseline-3
     """
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.models.own import code_trusted
-    from distilkit.workflows.ensemble_eval import ensemble_eval as workflow
+    from distilkit.workflows.evaluation.ensemble_eval import ensemble_eval as workflow
 
     with code_trusted(trust_code, console.tell):
         document = workflow(
@@ -55,7 +55,7 @@ def ensemble_eval(
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     rows = [_row(name, figures) for name, figures in document["members"].items()]
     rows.append(["members' mean", f"{document['mean']:.2f} +- {document['std']:.2f}", "", "", ""])

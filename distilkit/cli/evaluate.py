@@ -29,9 +29,9 @@ def evaluate(
 
       distilkit evaluate runs/one_resnet32-20260101T120000Z --member student_1 --split train
     """
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.models.own import code_trusted
-    from distilkit.workflows.evaluate import evaluate as workflow
+    from distilkit.workflows.evaluation.evaluate import evaluate as workflow
 
     with code_trusted(trust_code, console.tell):
         document = workflow(
@@ -49,7 +49,7 @@ def evaluate(
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     low, high = document["interval95"]
     entropy = document["cross_entropy"]

@@ -116,11 +116,11 @@ def export(
         ):
             if value is not None:
                 raise UserError(f"{option} belongs to --quantize", "--quantize int8")
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.export.form import Form
     from distilkit.models.own import code_trusted
-    from distilkit.workflows.export import export as workflow
-    from distilkit.workflows.quantize import Quantization
+    from distilkit.workflows.deploy.export import export as workflow
+    from distilkit.workflows.deploy.quantize import Quantization
 
     with code_trusted(trust_code, console.tell):
         document = workflow(
@@ -164,7 +164,7 @@ def _side(text: str | None) -> int | Literal["dynamic"] | None:
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     sizes = ", ".join(map(str, document["batch_sizes"]))
     console.print_table(
@@ -215,7 +215,7 @@ def _other_rows(document: dict[str, Any]) -> list[list[str]]:
 
 
 def _show_quantized(quantized: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     before, after = quantized["before"], quantized["after"]
     rows = [

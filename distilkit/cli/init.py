@@ -117,9 +117,9 @@ def init(
 
       distilkit init flowers --split 0.2 --split-into flowers-split --output flowers.toml
     """
-    from distilkit import console
-    from distilkit.workflows import init as workflow
-    from distilkit.workflows.recipe_text import slug
+    from distilkit.cli import console
+    from distilkit.workflows.project import init as workflow
+    from distilkit.workflows.project.recipe_text import slug
 
     if split_into is not None and split is None and yes is False and not _somebody_is_there(json_output):
         raise UserError("--split-into says where, and not how much", f"--split {workflow.SHARE}")
@@ -164,7 +164,7 @@ def _somebody_is_there(json_output: bool) -> bool:
 
 
 def _tell_found(found: Any) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     what = {"image-folder": "a folder of images", "npz": "arrays", "imagenet": "ImageNet's layout"}
     counts = f"{found.train:,} images" if found.undivided else f"{found.train:,} training, {found.test:,} test images"
@@ -183,7 +183,7 @@ def _tell_found(found: Any) -> None:
 def _asked_share(usual: float, target: Path) -> float:
     from rich.prompt import FloatPrompt
 
-    from distilkit import console
+    from distilkit.cli import console
 
     console.tell(f"links to the images will be put into {target}/train and {target}/test")
     return FloatPrompt.ask("share of every class for testing", default=usual, console=console.stderr)
@@ -195,9 +195,10 @@ def _asked(found: Any, wishes: Any) -> Any:
 
     from rich.prompt import IntPrompt, Prompt
 
-    from distilkit import console, methods
+    from distilkit import methods
+    from distilkit.cli import console
     from distilkit.models import registry
-    from distilkit.workflows import init as workflow
+    from distilkit.workflows.project import init as workflow
 
     if wishes.method is None:
         needs = [name for name in methods.names() if methods.options_model(name).needs_teacher]
@@ -227,7 +228,7 @@ def _asked(found: Any, wishes: Any) -> Any:
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     settings = document["settings"]
     rows = [

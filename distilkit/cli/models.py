@@ -44,10 +44,10 @@ def models(
 
       distilkit models torchvision:mobilenet_v3_small --size 32
     """
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.models.own import code_trusted
     from distilkit.observer import Observer
-    from distilkit.workflows.models import list_models, show_model
+    from distilkit.workflows.project.models import list_models, show_model
 
     if name is not None:
         if library is not None or pattern is not None:
@@ -72,7 +72,7 @@ def models(
 
 
 def _show_list(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     rows = []
     for row in document["models"]:
@@ -98,7 +98,7 @@ def _show_list(document: dict[str, Any]) -> None:
 
 
 def _show_one(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     rows = []
     for stage in document["stages"]:

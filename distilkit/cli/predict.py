@@ -39,9 +39,9 @@ def predict(
 
       find . -name '*.jpg' | distilkit predict single.onnx - --top 1 --json
     """
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.errors import UserError
-    from distilkit.workflows.predict import predict as workflow
+    from distilkit.workflows.deploy.predict import predict as workflow
 
     named = [path for image in images for path in (_listed() if image == "-" else [image])]
     if not named:
@@ -63,7 +63,7 @@ def _listed() -> list[str]:
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     for prediction in document["predictions"]:
         classes = ", ".join(f"{each['class']} {each['probability']:.4f}" for each in prediction["top"])

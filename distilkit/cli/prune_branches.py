@@ -23,9 +23,9 @@ def prune_branches(
 
       distilkit prune-branches runs/one_resnet32-20260101T120000Z --output models/small
     """
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.models.own import code_trusted
-    from distilkit.workflows.prune_branches import prune_branches as workflow
+    from distilkit.workflows.deploy.prune_branches import prune_branches as workflow
 
     with code_trusted(trust_code, console.tell):
         document = workflow(

@@ -32,9 +32,9 @@ def pull(
 
       distilkit pull published/ --to models/mine
     """
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.models.own import code_trusted
-    from distilkit.workflows.pull import pull as workflow
+    from distilkit.workflows.share.pull import pull as workflow
 
     with code_trusted(trust_code, console.tell):
         document = workflow(source, to=to, revision=revision, observer=console.TerminalObserver())
@@ -42,7 +42,7 @@ def pull(
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     error = document["top1_error"]
     rows = [

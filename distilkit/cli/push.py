@@ -45,9 +45,9 @@ def push(
 
       distilkit push runs/one_resnet32-20260101T120000Z --repo user/name --private
     """
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.models.own import code_trusted
-    from distilkit.workflows.push import push as workflow
+    from distilkit.workflows.share.push import push as workflow
 
     with code_trusted(trust_code, console.tell):
         document = workflow(
@@ -67,7 +67,7 @@ def push(
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     console.print_table(
         f"{document['source']}: {document['member']} ({document['architecture']})",

@@ -104,8 +104,8 @@ def show(source: Source, resolved: Resolved = False, json_output: options.Json =
 
       distilkit recipes show one_resnet32 --resolved
     """
-    from distilkit import console
-    from distilkit.workflows.recipes import recipe_text, show_recipe
+    from distilkit.cli import console
+    from distilkit.workflows.project.recipes import recipe_text, show_recipe
 
     if json_output:
         console.print_json(show_recipe(source, resolved=resolved))
@@ -132,8 +132,8 @@ def copy(
 
       distilkit recipes copy one_resnet32 whole.toml --resolved
     """
-    from distilkit import console
-    from distilkit.workflows.recipes import copy_recipe
+    from distilkit.cli import console
+    from distilkit.workflows.project.recipes import copy_recipe
 
     document = copy_recipe(source, to, resolved=resolved, force=force)
     if json_output:
@@ -144,15 +144,15 @@ def copy(
 
 
 def _list(method: str | None, dataset: str | None, name: str | None, json_output: bool) -> None:
-    from distilkit import console
-    from distilkit.workflows.recipes import list_recipes
+    from distilkit.cli import console
+    from distilkit.workflows.project.recipes import list_recipes
 
     document = list_recipes(method=method, dataset=dataset, pattern=name)
     console.print_json(document) if json_output else _show_list(document)
 
 
 def _show_list(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     wide = not console.stdout.is_terminal or console.stdout.width >= WIDE
     rows = []

@@ -55,10 +55,10 @@ def report(
 
       distilkit report runs/baseline-1 runs/one-1 --output comparison.html
     """
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.errors import UserError
     from distilkit.models.own import code_trusted
-    from distilkit.workflows.report import report as workflow
+    from distilkit.workflows.comparison.report import report as workflow
 
     if figures is not None and no_figures:
         raise UserError("--figures and --no-figures contradict each other", "leave one of them out")
@@ -83,7 +83,7 @@ LISTED = 10
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     paths = [run["run"] for run in document["runs"]]
     more = f" and {len(paths) - LISTED} more" if len(paths) > LISTED else ""

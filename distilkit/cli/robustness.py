@@ -88,14 +88,14 @@ def robustness(
 
     import time
 
-    from distilkit import console
     from distilkit.analysis import corruption
+    from distilkit.cli import console
     from distilkit.models.own import code_trusted
     from distilkit.report import checks as reports
-    from distilkit.workflows.robustness import Settings
-    from distilkit.workflows.robustness import robustness as workflow
-    from distilkit.workflows.robustness_checks import Thresholds, read_thresholds, threshold_of_options
-    from distilkit.writing import appearing, writable
+    from distilkit.runs.atomic import appearing, writable
+    from distilkit.workflows.evaluation.robustness import Settings
+    from distilkit.workflows.evaluation.robustness import robustness as workflow
+    from distilkit.workflows.evaluation.robustness_checks import Thresholds, read_thresholds, threshold_of_options
 
     started = time.monotonic()
     wanted = read_thresholds(thresholds) if thresholds else Thresholds()
@@ -143,7 +143,7 @@ def robustness(
 
 
 def _show(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     for run in document["runs"]:
         if "curves" in run:
@@ -155,7 +155,7 @@ def _show(document: dict[str, Any]) -> None:
 
 
 def _show_curves(run: dict[str, Any], settings: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     rows = []
     for index, magnitude in enumerate(run["magnitudes"]):
@@ -185,7 +185,7 @@ def _show_curves(run: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _show_inputs(run: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     found = run["inputs"]
     amounts = "; ".join(

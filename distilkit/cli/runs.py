@@ -71,8 +71,8 @@ def runs(
             command = f"distilkit runs {context.invoked_subcommand}"
             raise UserError(f"{option} stands before {context.invoked_subcommand}", f"{command} ... {option}")
         return
-    from distilkit import console
-    from distilkit.workflows.runs import Filter, list_runs
+    from distilkit.cli import console
+    from distilkit.workflows.project.runs import Filter, list_runs
 
     document = list_runs(runs, Filter(state or (), method, name), sort=sort, reverse=reverse, limit=limit)
     if json_output:
@@ -98,8 +98,8 @@ def show(
 
       distilkit runs show runs/one_resnet32-20260101T120000Z
     """
-    from distilkit import console
-    from distilkit.workflows.show_run import show_run
+    from distilkit.cli import console
+    from distilkit.workflows.project.show_run import show_run
 
     document = show_run(run, runs)
     console.print_json(document) if json_output else _show_one(document)
@@ -137,8 +137,8 @@ def prune(
     """
     import sys
 
-    from distilkit import console
-    from distilkit.workflows import runs as workflow
+    from distilkit.cli import console
+    from distilkit.workflows.project import runs as workflow
 
     if yes and dry_run:
         raise UserError("--dry-run deletes nothing, --yes deletes without asking", "leave one of them out")
@@ -172,14 +172,14 @@ def prune(
 
 
 def _counted(plan: Any) -> str:
-    from distilkit import console
+    from distilkit.cli import console
 
     count = len(plan.candidates)
     return f"{count} run{'s' if count != 1 else ''} ({console.amount(plan.bytes)})"
 
 
 def _show_plan(plan: Any, as_json: bool) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     to = console.stderr if as_json else console.stdout
     if plan.candidates:
@@ -202,7 +202,7 @@ def _show_list(document: dict[str, Any]) -> None:
     """One line for each run where there is room, else a second one for what was trained."""
     import io
 
-    from distilkit import console
+    from distilkit.cli import console
 
     wide = not console.stdout.is_terminal or console.stdout.width >= WIDE
     rows = []
@@ -238,7 +238,7 @@ def _show_list(document: dict[str, Any]) -> None:
 
 
 def _show_one(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     epochs = document["epochs"] or {"done": "-", "total": "-"}
     data = document["data"]

@@ -86,14 +86,14 @@ def train(
         raise UserError("--dry-run looks at one training, whatever its seed", "leave --seeds out")
     chosen_seeds = None if seeds is None else _seeds(seeds)
 
-    from distilkit import console
+    from distilkit.cli import console
     from distilkit.models.own import code_trusted
     from distilkit.recipe import load
-    from distilkit.run import find_run
     from distilkit.runs import upgrade
+    from distilkit.runs.run import find_run
     from distilkit.training.processes import is_main
-    from distilkit.workflows import train as workflow
-    from distilkit.workflows.together import train_together
+    from distilkit.workflows.train import train as workflow
+    from distilkit.workflows.train.parallel_seeds import train_together
 
     observer = console.TerminalObserver() if is_main() else Observer()
     trusted = code_trusted(trust_code, console.tell if is_main() else lambda _: None)
@@ -144,7 +144,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _show_seeds(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     rows = [
         [
@@ -167,8 +167,8 @@ def _show_seeds(document: dict[str, Any]) -> None:
 
 
 def _show_plan(document: dict[str, Any]) -> None:
-    from distilkit import console
     from distilkit.analysis.cost import named_uses
+    from distilkit.cli import console
 
     wholes = {"train": "whole, in training (TrCost)", "deploy": f"deployed: {document['leader']} (TeCost)"}
     if document["ensemble"] is not None:
@@ -224,7 +224,7 @@ def _show_plan(document: dict[str, Any]) -> None:
 
 
 def _show_result(document: dict[str, Any]) -> None:
-    from distilkit import console
+    from distilkit.cli import console
 
     rows = [
         [name, console.percent(error["top1"]), console.percent(error["top5"])]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from distilkit.outputs import GroupKind, GroupOutput, GroupShape
+from distilkit.groups.outputs import GroupKind, GroupOutput, GroupShape
 
 __all__ = ["GroupKind", "GroupOutput", "GroupShape", "Method", "MethodLosses", "MethodOptions"]
 

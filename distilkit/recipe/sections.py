@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny
 from distilkit import methods
 from distilkit.data import datasets
 from distilkit.data.decoding import MOST_WORKERS
+from distilkit.groups.outputs import GroupKind
 from distilkit.methods.base import MethodOptions
 from distilkit.models import external, registry
 from distilkit.models.registry import Norm
-from distilkit.outputs import GroupKind
 from distilkit.recipe.toml_lines import dotted
 from distilkit.recipe.tracker_options import withheld
 from distilkit.recipe.wording import Choice, Wording

@@ -13,17 +13,17 @@ from typing import Any
 
 import yaml
 
-from distilkit import __version__
+from distilkit._version import __version__
 from distilkit.analysis.cost import named_uses
 from distilkit.analysis.metrics import wilson95
 from distilkit.analysis.statistics import spread
 from distilkit.errors import UserError
-from distilkit.known_data import DataRecord
 from distilkit.models import own
 from distilkit.reading import LARGEST_MEASURED, UnreadableError, read_json, read_text
-from distilkit.run import PrunedModel, Run
+from distilkit.runs.atomic import write_text
+from distilkit.runs.data_record import DataRecord
+from distilkit.runs.run import PrunedModel, Run
 from distilkit.spelling import markdown, markdown_code, markdown_target, yaml_values
-from distilkit.writing import write_text
 
 CARD = "README.md"
 TO_FILL_IN = "To be filled in by whoever deploys this model."

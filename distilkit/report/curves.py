@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit.report.figures import drawable, drawn_the_same, figure_class
-from distilkit.writing import appearing
+from distilkit.runs.atomic import appearing
 
 PANELS = (
     ("cross_entropy", "train", "cross-entropy on training images, nats"),

@@ -12,7 +12,7 @@ from typing import Any
 from distilkit.analysis.metrics import wilson95
 from distilkit.analysis.statistics import Difference, spread, welch
 from distilkit.report.measured import Latencies, exported
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 EVERY_PAIR = 16
 """Up to so many recipes on one data set each is compared with each; of more, each with the first."""

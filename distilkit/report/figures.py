@@ -9,8 +9,8 @@ from typing import Any
 
 from distilkit import spelling
 from distilkit.report.charts import Chart, HeatMap, Picture, Series
+from distilkit.runs.atomic import appearing
 from distilkit.working_folder import elsewhere
-from distilkit.writing import appearing
 
 COLOURS = ("#1f6fb4", "#c24e18", "#0f7f5f", "#8a4fae", "#946500", "#c03a7a", "#0a7a8f", "#5a6470")
 MARKS = ("o", "s", "^", "D", "v", "P", "*")

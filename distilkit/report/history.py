@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 Values = tuple[float | None, ...]
 SPLITS = ("train", "validation", "test")

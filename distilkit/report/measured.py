@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from distilkit.errors import UserError
 from distilkit.reading import LARGEST_MEASURED, UnreadableError, read_json, read_json_bytes
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 Percent = FiniteFloat | None
 

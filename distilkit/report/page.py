@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from distilkit import __version__
+from distilkit._version import __version__
 from distilkit.report.charts import Chart, HeatMap, Picture, Series, described
 from distilkit.report.heat import heat_svg
 from distilkit.report.svg import chart_svg, colour_class, directly_labelled, mark, swatch

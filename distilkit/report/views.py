@@ -6,7 +6,7 @@ from typing import Any
 
 from distilkit.report.history import History
 from distilkit.report.measured import Robustness, TestedRun
-from distilkit.run import Run
+from distilkit.runs.run import Run
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from distilkit.analysis.diversity import distances
 from distilkit.analysis.metrics import errors
 from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batch, evaluation_batches
-from distilkit.inference import Inference, Precision
-from distilkit.learner import Learner
+from distilkit.groups.inference import Inference, Precision
+from distilkit.learners.learner import Learner
 
 
 @torch.inference_mode()

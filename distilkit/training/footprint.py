@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from distilkit.analysis.cost import file_bytes
-from distilkit.learner import Learner
+from distilkit.learners.learner import Learner
 from distilkit.recipe import Recipe
 from distilkit.recipe.sections import SgdSection
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distilkit.learner import Learner
+from distilkit.learners.learner import Learner
 from distilkit.recipe import OptimizerSection, SgdSection
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distilkit.errors import SettingError
-from distilkit.learner import Learner
+from distilkit.learners.learner import Learner
 from distilkit.randomness import seeded
 
 GAIN = 1.05

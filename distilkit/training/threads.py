@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distilkit.learner import Learner
+from distilkit.learners.learner import Learner
 from distilkit.randomness import seeded
+from distilkit.threads import threads
 from distilkit.training.precision import timed_step
 
 GAIN = 1.1
@@ -83,14 +84,3 @@ def _faster(work: Callable[[], float], repetitions: int) -> tuple[int, dict[str,
     medians = {count: statistics.median(times) for count, times in seconds.items()}
     chosen = 1 if medians[most] > GAIN * medians[1] else most
     return chosen, {str(count): median for count, median in medians.items()}
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Inside the block operators compute with so many threads; None: with as many as they would."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

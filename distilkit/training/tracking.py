@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distilkit import __version__
+from distilkit._version import __version__
 from distilkit.errors import SettingError, UserError, require_plain_file
 from distilkit.observer import Observer
 from distilkit.reading import UnreadableError, read_json
 from distilkit.recipe import Recipe, TrackingSection
-from distilkit.training.files import RECIPE
+from distilkit.runs.layout import RECIPE
 from distilkit.working_folder import elsewhere
 
 _IDENTITY = re.compile(r"[\w-][\w.-]{0,255}")

@@ -24,22 +24,21 @@ from distilkit.data.resident import TrainingSource, epoch_order
 from distilkit.data.streaming import training_source
 from distilkit.data.variation import VariedImages
 from distilkit.errors import SettingError, UserError
-from distilkit.learner import Learner
+from distilkit.learners.learner import Learner
+from distilkit.learners.teacher import Teacher
 from distilkit.models.pooling import keep_layout
 from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
 from distilkit.recipe import DataSection, Recipe, SnapshotSection, resolve_epochs
-from distilkit.training import checkpoint as checkpoints
-from distilkit.training import files, log, schedule
+from distilkit.runs import checkpoint as checkpoints
+from distilkit.runs import layout as files
+from distilkit.runs import metrics as log
+from distilkit.training import schedule
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.interrupt import Interrupted, StopRequest, stop_requests
 from distilkit.training.processes import deterministic, lost_ones_named
-from distilkit.training.teacher import Teacher
 from distilkit.training.tracking import Tracking
 from distilkit.training.update import Update, check_graph
-
-METRICS = files.METRICS
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass
@@ -121,7 +120,7 @@ class Trainer:
         teacher: Teacher | None = None,
     ) -> None:
         self.recipe, self.data, self.accelerator, self.observer = recipe, data, accelerator, observer
-        self.folder, self.checkpoints = folder, folder / CHECKPOINTS
+        self.folder, self.checkpoints = folder, folder / files.CHECKPOINTS
         device, seed, settings = accelerator.device, recipe.train.seed, recipe.train
         if settings.sync_batch_norm:
             learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)  # type: ignore[no-untyped-call]
@@ -158,7 +157,7 @@ class Trainer:
         first_epoch = self.progress.step // self.steps_per_epoch
         settings = self.recipe.train
         if self.accelerator.is_main_process:
-            log.keep_until(self.folder / METRICS, first_epoch)
+            log.keep_until(self.folder / files.METRICS, first_epoch)
         tracked = self.recipe.tracking.names if self.accelerator.is_main_process else ()
         self.tracking = Tracking(tracked, self.recipe, self.folder, first_epoch, self.observer)
         try:
@@ -339,7 +338,7 @@ class Trainer:
             self.progress.pins[f"cycle_{cycle}"] = f"step_{self.progress.step}"
         if self.accelerator.is_main_process:
             # The line before the checkpoint: were it the other way round, a kill between the two would lose the line.
-            log.append(self.folder / METRICS, line)
+            log.append(self.folder / files.METRICS, line)
             self.tracking.log(_flat(line), epoch)
         if best or cycle or epoch % self.recipe.train.checkpoint_epochs == 0 or epoch == self.recipe.train.epochs:
             self.save()

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from distilkit.analysis.diversity import distances
 from distilkit.errors import SettingError
-from distilkit.inference import Inference
-from distilkit.learner import Learner
+from distilkit.groups.inference import Inference
+from distilkit.learners.learner import Learner
+from distilkit.learners.teacher import Teacher
 from distilkit.recipe import Recipe
 from distilkit.training.captured import CapturedStep, CudaGraph
 from distilkit.training.compiled import compile_losses, failures_named
 from distilkit.training.optimizer import make_optimizer
-from distilkit.training.teacher import Teacher
 
 
 def check_graph(recipe: Recipe, device: torch.device, processes: int) -> None:

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from distilkit import methods
 from distilkit.errors import UserError, did_you_mean
-from distilkit.group import Group, branch_group, network_group
-from distilkit.learner import Learner
+from distilkit.groups.group import Group, branch_group, network_group
+from distilkit.learners.learner import Learner
 from distilkit.methods.base import Method, MethodOptions
 from distilkit.models import own
 from distilkit.observer import Observer
 from distilkit.randomness import seeded
 from distilkit.recipe import Recipe, load
-from distilkit.workflows import train as training
-from distilkit.workflows.load import LoadedClassifier
-from distilkit.workflows.load import load as load_classifier
+from distilkit.workflows.deploy.load import LoadedClassifier
+from distilkit.workflows.deploy.load import load as load_classifier
+from distilkit.workflows.train import train as training
 
 Overrides = Mapping[str, object] | Sequence[str]
 Source = Recipe | str | Path | Mapping[str, Any]

@@ -1,0 +1,1 @@
+"""Groups of students: how a backbone is cut, built, checked and computed."""

@@ -1,0 +1,1 @@
+"""A recipe becomes something that trains."""

@@ -1,0 +1,1 @@
+"""What helps around trainings: recipes, models, runs, this machine."""

@@ -1,0 +1,1 @@
+"""Training: one recipe, several seeds, the teachers that a recipe names."""
