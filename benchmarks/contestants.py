@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distilkit.data.base import DataSpec, ImageData, Split
 from distilkit.data.resident import epoch_order
-from distilkit.groups.group import Classifier, Normalize
+from distilkit.groups.normalize import Classifier, Normalize
 from distilkit.learners.build import build_learner
 from distilkit.learners.learner import Learner
 from distilkit.models import registry
@@ -144,7 +144,7 @@ def plain_training(method: str, workers: int, count: int = IMAGES, device: str =
 def our_input(count: int = IMAGES) -> Work:
     """Training batches alone: cropped, mirrored, shuffled, normalised."""
     from distilkit.data.resident import TrainingImages
-    from distilkit.groups.group import Normalize
+    from distilkit.groups.normalize import Normalize
 
     source = TrainingImages(data(count).splits["train"], augment="crop-flip", seed=0, device=torch.device("cpu"))
     normalise = Normalize(MEAN, STD)

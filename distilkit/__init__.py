@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from distilkit.errors import UserError as UserError
+    from distilkit.groups.build import branch_group as branch_group
+    from distilkit.groups.build import network_group as network_group
     from distilkit.groups.group import BranchGroup as BranchGroup
     from distilkit.groups.group import NetworkGroup as NetworkGroup
-    from distilkit.groups.group import branch_group as branch_group
-    from distilkit.groups.group import network_group as network_group
     from distilkit.groups.outputs import GroupOutput as GroupOutput
     from distilkit.groups.split import cut_points as cut_points
     from distilkit.learners.learner import Learner as Learner
@@ -73,12 +73,12 @@ _HOMES = {
     "Recipe": "recipe",
     "Trained": "workflows.library",
     "UserError": "errors",
-    "branch_group": "groups.group",
+    "branch_group": "groups.build",
     "create_method": "workflows.library",
     "cut_points": "groups.split",
     "load_recipe": "workflows.library",
     "make_learner": "workflows.library",
-    "network_group": "groups.group",
+    "network_group": "groups.build",
     "ramp": "training.schedule",
     "train": "workflows.library",
 }

@@ -18,7 +18,8 @@ from distilkit.analysis import learner_cost as module
 from distilkit.analysis.cost import measure, parameter_count
 from distilkit.analysis.learner_cost import learner_cost
 from distilkit.data import datasets
-from distilkit.groups.group import NetworkGroup, Normalize
+from distilkit.groups.group import NetworkGroup
+from distilkit.groups.normalize import Normalize
 from distilkit.groups.outputs import GroupShape
 from distilkit.groups.split import whole
 from distilkit.learners.build import build_learner

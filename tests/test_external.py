@@ -16,7 +16,7 @@ from distilkit import methods
 from distilkit.analysis.cost import measure, multiply_adds_by_module
 from distilkit.errors import SettingError, UserError
 from distilkit.groups import split
-from distilkit.groups.group import build_group
+from distilkit.groups.build import build_group
 from distilkit.learners.learner import Learner
 from distilkit.learners.pretrained import read_weights, start_from
 from distilkit.models import external, registry

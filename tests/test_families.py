@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from distilkit.analysis.cost import measure
 from distilkit.errors import SettingError
 from distilkit.groups import split
-from distilkit.groups.group import BranchGroup, build_group
+from distilkit.groups.build import build_group
+from distilkit.groups.group import BranchGroup
 from distilkit.models import registry
 from distilkit.models.resnet_cifar import Bottleneck, CifarResNet
 from distilkit.models.wrn_cifar import WideBlock

@@ -10,7 +10,8 @@ from torch import nn
 from distilkit.errors import SettingError, UserError
 from distilkit.groups import group as groups
 from distilkit.groups import split
-from distilkit.groups.group import Classifier, Normalize, build_group
+from distilkit.groups.build import build_group
+from distilkit.groups.normalize import Classifier, Normalize
 from distilkit.groups.outputs import GroupShape
 from distilkit.models import registry, resnet_cifar
 from distilkit.randomness import seeded

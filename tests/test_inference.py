@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from distilkit.analysis.perturbation import curve, directions
-from distilkit.groups.group import Classifier, Normalize, build_group
+from distilkit.groups.build import build_group
 from distilkit.groups.inference import Inference
+from distilkit.groups.normalize import Classifier, Normalize
 from distilkit.learners.teacher import Teacher
 from distilkit.models import registry
 from distilkit.randomness import generator, seeded

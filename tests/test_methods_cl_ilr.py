@@ -28,7 +28,7 @@ from test_methods_one import Case as Sizes
 from torch import Tensor, nn
 
 from distilkit import methods
-from distilkit.groups.group import build_group
+from distilkit.groups.build import build_group
 from distilkit.methods.base import GroupOutput, GroupShape, Method, MethodLosses
 
 INPUT_WIDTH = 3

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from distilkit import methods
 from distilkit.data import datasets
 from distilkit.errors import UserError
-from distilkit.groups.group import Classifier, Group, Normalize
+from distilkit.groups.group import Group
+from distilkit.groups.normalize import Classifier, Normalize
 from distilkit.learners.build import build_learner
 from distilkit.learners.learner import Learner, LearnerOutput
 from distilkit.learners.teacher import Teacher

@@ -16,7 +16,7 @@ from conftest import Result
 from safetensors.torch import load_file, save_file
 
 from distilkit.errors import SettingError
-from distilkit.groups.group import build_group
+from distilkit.groups.build import build_group
 from distilkit.models import own, registry
 from distilkit.models.own import UntrustedCodeError, code_trusted
 from distilkit.observer import Observer

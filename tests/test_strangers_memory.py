@@ -234,7 +234,8 @@ def answers(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         asked += [(f"robustness of {name}", code(curves, path)), (f"card of {name}", code(card, path))]
     path = run("test.json")
     sparse(path / "report" / "test.json")
-    kept = "from distilkit.workflows.evaluation import predictions_cache; print(predictions_cache._kept(path / 'report' / 'test.json'))"
+    kept = "from distilkit.workflows.evaluation import predictions_cache as cache; "
+    kept += "print(cache._kept(path / 'report' / 'test.json'))"
     asked += [("test.json", code(kept, path))]
     path = run("trackers.json")
     sparse(path / "trackers.json")

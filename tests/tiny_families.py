@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from distilkit import methods
-from distilkit.groups.group import Classifier, Group, build_group
+from distilkit.groups.build import build_group
+from distilkit.groups.group import Group
+from distilkit.groups.normalize import Classifier
 from distilkit.learners.learner import Learner
 from distilkit.models import registry, vgg_cifar
 from distilkit.models.densenet_cifar import CifarDenseNet

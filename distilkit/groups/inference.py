@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from distilkit.errors import SettingError
-from distilkit.groups.group import Classifier
+from distilkit.groups.normalize import Classifier
 from distilkit.groups.outputs import GroupOutput
 from distilkit.groups.split import Layers, Part, layers
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from distilkit import methods
 from distilkit.data.datasets import DataSpec
 from distilkit.errors import Fault, SettingError, UserError
-from distilkit.groups.group import build_group
+from distilkit.groups.build import build_group
 from distilkit.learners.learner import Learner
 from distilkit.models.outline import outline, require_room
 from distilkit.randomness import seeded

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from distilkit.groups.group import Classifier
+from distilkit.groups.normalize import Classifier
 
 
 class Teacher(nn.Module):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from distilkit import methods
 from distilkit.errors import UserError
-from distilkit.groups.group import Classifier, Normalize
+from distilkit.groups.normalize import Classifier, Normalize
 from distilkit.learners.build import build_learner
 from distilkit.learners.learner import Learner
 from distilkit.models import own, registry

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from distilkit import methods
 from distilkit.errors import UserError, did_you_mean
-from distilkit.groups.group import Group, branch_group, network_group
+from distilkit.groups.build import branch_group, network_group
+from distilkit.groups.group import Group
 from distilkit.learners.learner import Learner
 from distilkit.methods.base import Method, MethodOptions
 from distilkit.models import own

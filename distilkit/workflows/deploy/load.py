@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distilkit.data import datasets
 from distilkit.data.pixels import decode
-from distilkit.groups.group import Classifier
+from distilkit.groups.normalize import Classifier
 from distilkit.models import own
 from distilkit.runs.run import Model, open_model
 

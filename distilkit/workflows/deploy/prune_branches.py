@@ -12,7 +12,8 @@ from distilkit.analysis.cost import measure
 from distilkit.analysis.learner_cost import learner_cost
 from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.errors import UserError
-from distilkit.groups.group import Classifier, Group
+from distilkit.groups.group import Group
+from distilkit.groups.normalize import Classifier
 from distilkit.models import own
 from distilkit.observer import Observer
 from distilkit.runs.atomic import appearing, inside, writable, write_json

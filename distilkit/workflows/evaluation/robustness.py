@@ -15,8 +15,8 @@ from distilkit.analysis.perturbation import DirectionKind
 from distilkit.data.datasets import Split
 from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.errors import UserError
-from distilkit.groups.group import Classifier
 from distilkit.groups.inference import Inference, Precision
+from distilkit.groups.normalize import Classifier
 from distilkit.observer import Observer
 from distilkit.randomness import generator
 from distilkit.report.curves import plot_curves

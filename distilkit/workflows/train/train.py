@@ -20,7 +20,8 @@ from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
 from distilkit.data.storage import Storage, choose, processes_here
 from distilkit.errors import UserError, first_line, out_of_memory
-from distilkit.groups.group import BranchGroup, Normalize
+from distilkit.groups.group import BranchGroup
+from distilkit.groups.normalize import Normalize
 from distilkit.learners.build import build_learner, placed
 from distilkit.learners.learner import Learner
 from distilkit.learners.pretrained import start_from
