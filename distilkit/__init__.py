@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distilkit.groups.group import BranchGroup as BranchGroup
     from distilkit.groups.group import NetworkGroup as NetworkGroup
     from distilkit.groups.outputs import GroupOutput as GroupOutput
-    from distilkit.groups.split import cut_points as cut_points
+    from distilkit.groups.split.cut import cut_points as cut_points
     from distilkit.learners.learner import Learner as Learner
     from distilkit.learners.learner import LearnerOutput as LearnerOutput
     from distilkit.methods import losses as losses

@@ -21,7 +21,7 @@ from distilkit.data import datasets
 from distilkit.groups.group import NetworkGroup
 from distilkit.groups.normalize import Normalize
 from distilkit.groups.outputs import GroupShape
-from distilkit.groups.split import whole
+from distilkit.groups.split.cut import whole
 from distilkit.learners.build import build_learner
 from distilkit.learners.learner import Learner
 from distilkit.methods import create

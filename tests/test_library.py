@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import distilkit
 from distilkit import methods
-from distilkit.groups.split import cut
+from distilkit.groups.split.cut import cut
 
 PAGE = Path(__file__).parents[1] / "docs" / "library.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

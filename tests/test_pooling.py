@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from distilkit.groups.split import cut
+from distilkit.groups.split.cut import cut
 from distilkit.models import registry
 from distilkit.models.pooling import GlobalAveragePool, keep_layout, mean_over_positions
 from distilkit.randomness import seeded

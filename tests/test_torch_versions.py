@@ -19,7 +19,7 @@ from torch.utils import flop_counter
 
 from distilkit.analysis.cost import measure, multiply_adds_by_module
 from distilkit.groups import counting
-from distilkit.groups.split import default_point, measured_points
+from distilkit.groups.split.default_point import default_point, measured_points
 from distilkit.models import registry
 
 ROOT = Path(__file__).parents[1]

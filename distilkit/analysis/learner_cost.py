@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distilkit.analysis.cost import Cost, file_bytes, measure, parameter_count
 from distilkit.groups.group import BranchGroup, NetworkGroup
 from distilkit.groups.outputs import GroupOutput
-from distilkit.groups.split import Part
+from distilkit.groups.split.cut import Part
 from distilkit.learners.learner import Learner
 from distilkit.methods.base import Method
 from distilkit.threads import threads

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from distilkit.errors import SettingError
 from distilkit.groups.normalize import Classifier
 from distilkit.groups.outputs import GroupOutput
-from distilkit.groups.split import Layers, Part, layers
+from distilkit.groups.split.cut import Layers, Part, layers
 
 Precision = Literal["fp32", "bf16"]
 

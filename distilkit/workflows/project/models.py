@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from distilkit.analysis.cost import multiply_adds_by_module, parameter_count
 from distilkit.errors import UserError, did_you_mean
-from distilkit.groups.split import CutPoint, default_point, measured_points, whole
+from distilkit.groups.split.cut import whole
+from distilkit.groups.split.default_point import CutPoint, default_point, measured_points
 from distilkit.models import external, registry
 from distilkit.observer import Observer
 
