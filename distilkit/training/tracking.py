@@ -205,6 +205,9 @@ def _begin(name: str, recipe: Recipe, folder: Path, first_epoch: int, begun: str
 
         mlflow.set_tracking_uri(options.pop("tracking_uri"))
     options = {**_defaults(name, folder, first_epoch), **options}
+    if name == "wandb" and options.get("dir"):
+        # Its service stands where the settings were read, which is not here (`_READ_SETTINGS`).
+        options["dir"] = os.path.abspath(options["dir"])  # noqa: PTH100
     if begun is not None and go_on is not None:
         options |= go_on(begun)
     kind = LOGGER_TYPE_TO_CLASS[name]
