@@ -223,7 +223,7 @@ def test_perturbation_curves_are_measured_once_for_each_finished_run(
     monkeypatch.setattr(subprocess, "run", robustness)
     table = reproduce.read_table("tiny")
     found = reproduce.perturb(table, {}, tmp_path / "runs")
-    assert [line[3:] for line in asked] == [["robustness", str(run), "--json"]]
+    assert [line[len(reproduce.PROGRAM) :] for line in asked] == [["robustness", str(run), "--json"]]
     assert found["baseline"]["0"]["curves"] == curves
     assert found["baseline"]["0"]["parameter_norm"] == 1.23457
     assert reproduce.perturb(table, {"robustness": found}, tmp_path / "runs") == found

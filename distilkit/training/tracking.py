@@ -316,6 +316,9 @@ def _begin(name: str, recipe: Recipe, folder: Path, first_epoch: int, begun: str
     for key, value in defaults.items():
         # A table is added to: whoever sets W&B's server does not ask for a copy of the terminal.
         options[key] = value | options.get(key, {}) if isinstance(value, dict) else options.get(key, value)
+    if name == "wandb" and options.get("dir"):
+        # Its service stands where the settings were read, which is not here (`_READ_SETTINGS`).
+        options["dir"] = os.path.abspath(options["dir"])  # noqa: PTH100
     if begun is not None and go_on is not None:
         options |= go_on(begun)
     kind = LOGGER_TYPE_TO_CLASS[name]
