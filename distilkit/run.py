@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from distilkit import methods
 from distilkit import recipe as recipes
-from distilkit.data.storage import machine_memory
 from distilkit.errors import UserError, require_plain_file
 from distilkit.group import Classifier, Normalize
 from distilkit.known_data import DataRecord
@@ -124,9 +123,9 @@ class _Record(BaseModel):
     ensemble: str | None
     parameters: _Costs
     flops: _Costs
-    # Earlier versions had none of these.
-    activations: _Costs | None = None
-    bytes: _Bytes | None = None
+    # Earlier versions had neither.
+    activations: _Costs = _Costs(train=0, deploy=0)
+    bytes: _Bytes = _Bytes(train=0, deploy=0, checkpoint=0)
     parts: dict[str, _Part] = {}
     architectures: dict[str, str] = {}
     seed: Count
@@ -146,12 +145,12 @@ class _Record(BaseModel):
     def _nothing_is_named_that_is_not_there(self) -> Self:
         if self.leader not in self.members:
             raise ValueError(f"the leader {self.leader!r} is none of the members")
-        if self.parts and self.bytes is None:
+        if self.parts and "bytes" not in self.model_fields_set:
             raise ValueError("the costs of its parts are there, and not the bytes of the whole")
         final = self.final
         if final is None:
             return self
-        named = {*self.members, *filter(None, [self.ensemble])}
+        named = {*self.members, *([] if self.ensemble is None else [self.ensemble])}
         for name, figures in final.errors.items():
             named.discard(name)
             for kind in ("top1", "top5"):
@@ -357,6 +356,12 @@ class Run:
         """
         self.require_trust()
         learner = build_learner(self.recipe, self.data.spec())
+        if learner.method.ensemble_name != self.record["ensemble"]:
+            raise UserError(
+                f"{self.path / RECORD} is damaged: its ensemble is {self.record['ensemble']!r}, and that of its recipe "
+                f"{learner.method.ensemble_name!r}",
+                RETRAIN,
+            )
         folder = self.checkpoint(checkpoint)
         while True:
             try:
@@ -452,7 +457,7 @@ def stock_classifier(
 def load_weights(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file. Raises `UserError` when it is missing or damaged."""
     try:
-        require_plain_file(file, machine_memory())
+        checkpoints.require_tensors(file)
         return checkpoints.read_tensors(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights {file} cannot be read: {error}", PRUNE_AGAIN) from error
@@ -461,7 +466,7 @@ def load_weights(file: Path) -> dict[str, Tensor]:
 def load_weights_and_digest(file: Path) -> tuple[dict[str, Tensor], str]:
     """Like `load_weights`, and the file's SHA-256 in hexadecimal; the file is read once."""
     try:
-        require_plain_file(file, machine_memory())
+        checkpoints.require_tensors(file)
         content = file.read_bytes()
         return load(content), hashlib.sha256(content).hexdigest()
     except (OSError, SafetensorError) as error:

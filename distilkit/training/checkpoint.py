@@ -15,17 +15,18 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distilkit.data.storage import machine_memory
+from distilkit.data.storage import free_memory
 from distilkit.errors import UserError, require_plain_file
 from distilkit.training import files
 
@@ -205,18 +206,29 @@ def _is_pin(pointer: object, target: object) -> bool:
 def _load_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
     file = path / name
     try:
-        # Terabytes of zeros take no room on a stranger's disk.
-        require_plain_file(file, machine_memory())
+        require_tensors(file)
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as error:
-        raise _damaged(file, error.strerror or str(error)) from error
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, getattr(error, "strerror", None) or str(error)) from error
     if digest != state["sha256"].get(name):
         raise _damaged(file, _CHANGED)
     try:
         return read_tensors(file)
     except SafetensorError as error:
         raise _damaged(file, str(error)) from error
+
+
+def require_tensors(file: Path) -> None:
+    """Raise `OSError` or `SafetensorError` for what is no safetensors file, or fits no free memory, before it is read.
+
+    Terabytes of zeros take no room on a stranger's disk. The head says how long the file must be.
+    """
+    require_plain_file(file, free_memory())
+    with suppress(UnicodeEncodeError):  # a path that safetensors cannot be told
+        str(file).encode()
+        with safe_open(file, "pt"):
+            pass
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

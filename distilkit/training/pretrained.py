@@ -11,8 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distilkit.errors import SettingError, UserError
+from distilkit.data.storage import free_memory
+from distilkit.errors import SettingError, UserError, require_plain_file
 from distilkit.group import Group
+from distilkit.training.checkpoint import require_tensors
 
 KEY = "model.pretrained"
 _SHOWN_DIFFERENCES = 10
@@ -119,6 +121,7 @@ def _differ_in_channels(theirs: Tensor, ours: Tensor) -> bool:
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
+        require_tensors(file)
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights {file} cannot be read: {error}", "the file is damaged; fetch it again") from error
@@ -126,6 +129,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 def _state_dict(file: Path) -> dict[str, Tensor]:
     try:
+        require_plain_file(file, free_memory())
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch's unpickler refuses in many ways what could execute code, and reads damaged files in as many.
