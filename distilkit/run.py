@@ -175,8 +175,8 @@ def written_by_us_alone(run: "Run") -> Iterator[None]:
     for folder in (run.path, run.checkpoints, *(run.checkpoints / name for name in checkpoints.names(run.checkpoints))):
         refuse_links(folder, run.path)
     for name in _FOLDERS_OF_TRACKERS:
-        for folder, _, _ in os.walk(run.path / name):
-            refuse_links(Path(folder), run.path)
+        for inner, _, _ in os.walk(run.path / name):
+            refuse_links(Path(inner), run.path)
     try:
         held = lock(run.path)
         held.acquire()

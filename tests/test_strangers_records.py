@@ -73,7 +73,7 @@ def test_a_lock_that_is_a_link_is_not_opened(
     [row] = list_runs(run.parent)["runs"]
     assert row["state"] == "interrupted"
     with (
-        pytest.raises(UserError, match="its lock is a link or no plain file|links that lead out"),
+        pytest.raises(UserError, match=r"its lock is a link or no plain file|links that lead out"),
         written_by_us_alone(Run.open(run)),
     ):
         pytest.fail("the run is written to")
