@@ -126,9 +126,9 @@ class _Record(BaseModel):
     ensemble: str | None
     parameters: _Costs
     flops: _Costs
-    # Earlier versions had none of these.
-    activations: _Costs | None = None
-    bytes: _Bytes | None = None
+    # Earlier versions had neither.
+    activations: _Costs = _Costs(train=0, deploy=0)
+    bytes: _Bytes = _Bytes(train=0, deploy=0, checkpoint=0)
     parts: dict[str, _Part] = {}
     architectures: dict[str, str] = {}
     seed: Count
@@ -148,12 +148,12 @@ class _Record(BaseModel):
     def _nothing_is_named_that_is_not_there(self) -> Self:
         if self.leader not in self.members:
             raise ValueError(f"the leader {self.leader!r} is none of the members")
-        if self.parts and self.bytes is None:
+        if self.parts and "bytes" not in self.model_fields_set:
             raise ValueError("the costs of its parts are there, and not the bytes of the whole")
         final = self.final
         if final is None:
             return self
-        named = {*self.members, *filter(None, [self.ensemble])}
+        named = {*self.members, *([] if self.ensemble is None else [self.ensemble])}
         for name, figures in final.errors.items():
             named.discard(name)
             for kind in ("top1", "top5"):
@@ -375,6 +375,12 @@ class Run:
                     raise
         self._require_fit(parts["group"], folder / "group.safetensors")
         learner = build_learner(self.recipe, self.data.spec())
+        if learner.method.ensemble_name != self.record["ensemble"]:
+            raise UserError(
+                f"{self.path / RECORD} is damaged: its ensemble is {self.record['ensemble']!r}, and that of its recipe "
+                f"{learner.method.ensemble_name!r}",
+                RETRAIN,
+            )
         for part, module in (("group", learner.group), ("method", learner.method)):
             _load_strict(module, parts[part], folder / f"{part}.safetensors")
         return learner.eval()
