@@ -51,12 +51,16 @@ class _WithoutMemory(TorchFunctionMode):
 def outline(name: str, num_classes: int, channels: int = 3, norm: Norm = "batch") -> Outline | None:
     """Say what `registry.create` would build, without its memory; torch's random streams are left as they are.
 
-    None for a user's own network, whose builder may do anything. Raises `SettingError` like `registry.create`.
+    None for a user's own network, whose builder may do anything, and for one that cannot be built so: why, or that it
+    needs its memory to be built, `registry.create` itself will say.
     """
     if own.is_own(name):
         return None
-    with torch.random.fork_rng(devices=[]), _WithoutMemory():
-        network = registry.create(name, num_classes, channels, norm)
+    try:
+        with torch.random.fork_rng(devices=[]), _WithoutMemory():
+            network = registry.create(name, num_classes, channels, norm)
+    except SettingError:
+        return None
     return Outline(network.state_dict(), sum(parameter.numel() for parameter in network.parameters()))
 
 
