@@ -140,7 +140,7 @@ def test_other_seeds_in_the_same_folder_are_counted(one: Path) -> None:
     record = json.loads((unfinished / "run.json").read_text()) | {"state": "running"}
     (unfinished / "run.json").write_text(json.dumps(record))
     run = Run.open(one)
-    assert sorted(each.record["seed"] for each in same_recipe(run)) == [0, 1, 2]
+    assert same_recipe(run).seeds == (0, 1, 2)
     finished_card(run, Observer())
     values = [Run.open(path).record["final"]["errors"]["student_0"]["top1"] for path in (one, *others)]
     text = text_of(one)

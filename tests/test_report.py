@@ -99,10 +99,10 @@ def test_with_one_seed_nothing_can_be_concluded(six_runs: list[Path], distilkit:
     assert all(g["classifiers"]["student_0"]["top1_error"]["deviation"] is None for g in document["groups"])
 
 
-def test_a_seed_that_stands_twice_is_named(copies: list[Path], distilkit: Command, tmp_path: Path) -> None:
+def test_a_seed_that_was_trained_twice_is_named(copies: list[Path], distilkit: Command, tmp_path: Path) -> None:
     again = light_copy(copies[0], tmp_path / "again", name="again", seed=0)
     document = distilkit("report", *copies[:3], again, "--no-figures", "--no-evaluate", "--json").json
-    assert any("seed 0 stands more than once" in note for note in document["notes"])
+    assert any("seed 0 was trained more than once" in note for note in document["notes"])
 
 
 def test_an_unfinished_run_is_shown_and_counts_in_no_mean(copies: list[Path], distilkit: Command) -> None:

@@ -8,6 +8,7 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 LEVEL = 0.95
 
@@ -38,6 +39,13 @@ class Difference:
     def conclusive(self) -> bool:
         """Whether the interval is known and does not hold 0."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+    @property
+    def unknown(self) -> Literal["one training", "no spread"] | None:
+        """Why there is no interval; None where there is one."""
+        if min(self.counts) < 2:
+            return "one training"
+        return "no spread" if self.low is None else None
 
 
 def spread(values: Sequence[float]) -> Spread:

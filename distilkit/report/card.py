@@ -8,6 +8,7 @@ No card names a folder of the machine that wrote it.
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 from distilkit._version import __version__
 from distilkit.analysis.cost import named_uses
 from distilkit.analysis.metrics import wilson95
-from distilkit.analysis.statistics import spread
+from distilkit.analysis.statistics import Spread
 from distilkit.errors import UserError
 from distilkit.models import own
 from distilkit.reading import LARGEST_MEASURED, UnreadableError, read_json, read_text
@@ -55,19 +56,31 @@ class CardKeptError(UserError):
     """A file that is there is left as it is: it is no card of ours, or nobody can tell what in it is the user's."""
 
 
-def write_card(run: Run, seeds: Sequence[Run] = ()) -> Path:
+@dataclass(frozen=True)
+class SeedSpread:
+    """What the trainings of one recipe that count say together.
+
+    `errors`: classifier -> "top1" or "top5" -> `Spread`. `counted`: whether the card's own run is one of them; a newer
+    training with its seed counts otherwise.
+    """
+
+    seeds: tuple[int, ...]
+    errors: Mapping[str, Mapping[str, Spread]]
+    counted: bool
+
+
+def write_card(run: Run, seeds: SeedSpread | None = None) -> Path:
     """Write `README.md` of a run that has its final figures; returns its path.
 
-    `seeds`: finished runs of the same recipe, one for each seed, this one perhaps among them; with two or more seeds
-    the card has mean and deviation over them. Raises `UserError` when it cannot be written, and `CardKeptError` when
-    writing it would lose what somebody else wrote.
+    With two or more `seeds` the card has mean and deviation over them. Raises `UserError` when it cannot be written,
+    and `CardKeptError` when writing it would lose what somebody else wrote.
     """
     file = run.path / CARD
-    return _write(file, _run_metadata(run), _run_text(run, _with(run, seeds)), _code_command(run))
+    return _write(file, _run_metadata(run), _run_text(run, seeds), _code_command(run))
 
 
 def write_export_card(
-    found: Run | PrunedModel, export: Mapping[str, Any], seeds: Sequence[Run] = (), *, final: bool = True
+    found: Run | PrunedModel, export: Mapping[str, Any], seeds: SeedSpread | None = None, *, final: bool = True
 ) -> Path:
     """Write the card of an exported file beside it, `<file's stem>.card.md`; returns its path.
 
@@ -96,7 +109,7 @@ def write_export_card(
     )
     text = _export_text(about, export, exported)
     if isinstance(found, Run) and name in about["errors"]:
-        text += _seeds_text(found, _with(found, seeds), [name]) + _robustness_text(found, name)
+        text += _seeds_text(found, seeds, [name]) + _robustness_text(found, name)
     return _write(file, metadata, text, "")
 
 
@@ -240,14 +253,14 @@ def _wrong(error: float, images: int) -> int:
 # ------------------------------------------------------------------------------------------------------- a run's card
 
 
-def _run_text(run: Run, seeds: Sequence[Run]) -> str:
+def _run_text(run: Run, seeds: SeedSpread | None) -> str:
     record, final, data = run.record, run.record["final"], run.data
     best = final["best_on_test"]
     rows = []
     for name, error in final["errors"].items():
         shown = markdown(name) + (" (leader, deployed)" if name == record["leader"] else "")
         rows.append(f"| {shown} | {error['top1']:.2f} | {_interval(error['top1'], data)} | {error['top5']:.2f} |")
-    said = "see the spread over seeds below" if len(seeds) > 1 else _ALONE
+    said = "see the spread over seeds below" if seeds and len(seeds.seeds) > 1 else _ALONE
     networks, method = markdown_code(run.recipe.networks), markdown_code(record["method"])
     return f"""# {markdown(run.recipe.name)}
 
@@ -284,33 +297,25 @@ epoch {markdown(best["epoch"])}, leader {best["errors"][record["leader"]]["top1"
 _ALONE = "one training, so nothing is known of the spread over seeds"
 
 
-def _with(run: Run, seeds: Sequence[Run]) -> list[Run]:
-    """One run of each seed, by seed; this one for its own."""
-    return sorted(
-        [run, *(other for other in seeds if other.record["seed"] != run.record["seed"])],
-        key=lambda each: int(each.record["seed"]),
-    )
-
-
-def _seeds_text(run: Run, seeds: Sequence[Run], names: Sequence[str]) -> str:
+def _seeds_text(run: Run, seeds: SeedSpread | None, names: Sequence[str]) -> str:
     """Mean and deviation over the seeds of one recipe; nothing where there is one."""
-    if len(seeds) < 2:
+    if seeds is None or len(seeds.seeds) < 2:
         return ""
     rows = []
     for name in names:
-        errors = [each.record["final"]["errors"].get(name) for each in seeds]
-        if None in errors:
+        if name not in seeds.errors:
             continue
-        top1, top5 = (spread([error[kind] for error in errors]) for kind in ("top1", "top5"))
+        top1, top5 = seeds.errors[name]["top1"], seeds.errors[name]["top5"]
         rows.append(
             f"| {markdown(name)} | {top1.mean:.2f} | {top1.deviation:.2f} | {top5.mean:.2f} | {top5.deviation:.2f} |"
         )
     if not rows:
         return ""
-    which = ", ".join(markdown(each.record["seed"]) for each in seeds)
+    which = ", ".join(map(markdown, seeds.seeds))
+    repeated = "" if seeds.counted else ", of which a newer training counts"
     return f"""## Spread over seeds, percent
 
-{len(seeds)} trainings of this recipe, seeds {which}; this one is seed {markdown(run.record["seed"])}. \
+{len(seeds.seeds)} trainings of this recipe, seeds {which}; this one is seed {markdown(run.record["seed"])}{repeated}. \
 Deviation: the sample's.
 
 | classifier | top-1, mean | deviation | top-5, mean | deviation |

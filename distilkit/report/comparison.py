@@ -157,9 +157,9 @@ def _curves(
     series: list[Series] = []
     several = False
     for group in drawn:
-        # A training that is still going on would cut the others' mean short.
+        # A training that is still going on would cut the others' mean short, and a repeated seed counts once.
         known = [(view, line) for view in group.runs if (line := get(view))]
-        whole = [line for view, line in known if view.facts["selected"]] or [line for _, line in known]
+        whole = [line for view, line in known if view.counted] or [line for _, line in known]
         if len(known) > 1 and thin:
             series += [
                 Series(

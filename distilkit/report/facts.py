@@ -1,21 +1,18 @@
 """The figures of the report's tables: of every run, of every recipe over its seeds, of every pair of recipes.
 
-They are taken from run.json and rounded nowhere; whoever shows them rounds. Errors in percent, costs in the papers'
-convention (FLOPs of one image, 2 per multiply-add).
+A run's are taken from its run.json; means and differences are handed in. None is rounded; whoever shows them rounds.
+Errors in percent, costs in the papers' convention (FLOPs of one image, 2 per multiply-add).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from distilkit.analysis.metrics import wilson95
-from distilkit.analysis.statistics import Difference, spread, welch
+from distilkit.analysis.statistics import Difference, Spread
 from distilkit.report.measured import Latencies, exported
 from distilkit.runs.run import Run
-
-EVERY_PAIR = 16
-"""Up to so many recipes on one data set each is compared with each; of more, each with the first."""
 
 SINGLE, ENSEMBLE = "single", "ensemble"
 
@@ -26,7 +23,7 @@ def run_facts(run: Run, timed: Latencies | None) -> dict[str, Any]:
     `classifiers`: the leader, the method's own ensemble, and the other members, by name; `role` says which.
     """
     record, data = run.record, run.data
-    final = record.get("final") if record["state"] == "done" else None
+    final = record.get("final")
     missing: dict[str, str] = {}
     if final is None:
         missing["errors"] = f"this run is not finished (it is {record['state']})"
@@ -88,28 +85,32 @@ def _classifier(
     }
 
 
-def group_facts(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the tables say of the trainings of one recipe; unfinished ones count in nothing.
+def group_facts(
+    label: str,
+    runs: Sequence[str],
+    first: Mapping[str, Any],
+    seeds: Sequence[int],
+    errors: Mapping[str, Mapping[str, Spread]],
+) -> dict[str, Any]:
+    """What the tables say of the trainings of one recipe, of which those with these `seeds` count.
 
-    `top1_error`, `top5_error`: mean, sample deviation (None for one training) and number of trainings.
+    `first`: `run_facts` of one that counts, if there is one; `errors`: by classifier and kind, over those that count.
     """
-    finished = [run for run in runs if run["selected"]]
-    first = (finished or list(runs))[0]
     return {
         "label": label,
         "method": first["method"],
         "networks": first["networks"],
         "dataset": first["dataset"],
-        "runs": [run["run"] for run in runs],
-        "finished": len(finished),
-        "seeds": [run["seed"] for run in finished],
+        "runs": list(runs),
+        "finished": len(seeds),
+        "seeds": list(seeds),
         "train_flops": first["train_flops"],
         "train_parameters": first["train_parameters"],
         "classifiers": {
             name: {
                 "role": classifier["role"],
-                "top1_error": _spread(finished, name, "top1_error"),
-                "top5_error": _spread(finished, name, "top5_error"),
+                "top1_error": asdict(errors[name]["top1"]) if name in errors else None,
+                "top5_error": asdict(errors[name]["top5"]) if name in errors else None,
                 **{key: classifier[key] for key in ("parameters", "flops")},
             }
             for name, classifier in first["classifiers"].items()
@@ -117,59 +118,10 @@ def group_facts(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
-def _spread(runs: Sequence[Mapping[str, Any]], name: str, key: str) -> dict[str, Any] | None:
-    values = values_of(runs, name, key)
-    return asdict(spread(values)) if values else None
-
-
-def values_of(runs: Sequence[Mapping[str, Any]], name: str, key: str = "top1_error") -> list[float]:
-    """One figure of one classifier, of every finished run."""
-    return [run["classifiers"][name][key] for run in runs if run["classifiers"][name][key] is not None]
-
-
-def differences(
-    groups: Sequence[Mapping[str, Any]], runs: Sequence[Sequence[Mapping[str, Any]]]
-) -> list[dict[str, Any]]:
-    """For pairs of recipes on one data set: the difference of mean top-1 test errors, with Welch's 95 % interval.
-
-    The leaders' of every pair, and the ensembles' where both have one. `ours` and `theirs` are places in `groups`.
-    Negative: `ours` makes fewer errors. Of many recipes (`EVERY_PAIR`) only those with the first one.
-    """
-    found = []
-    for first, second in _pairs(groups):
-        for role in ("leader", "ensemble"):
-            names = [_named(groups[place], role) for place in (first, second)]
-            if None in names:
-                continue
-            values = [values_of(runs[place], str(name)) for place, name in zip((first, second), names, strict=True)]
-            # The later one minus the earlier: what a method changed against the baseline before it.
-            found.append(
-                {
-                    "ours": second,
-                    "theirs": first,
-                    "role": role,
-                    "classifiers": [names[1], names[0]],
-                    **_difference(welch(values[1], values[0])),
-                }
-            )
-    return found
-
-
-def _pairs(groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:
-    by_data: dict[str, list[int]] = {}
-    for place, group in enumerate(groups):
-        if group["finished"]:
-            by_data.setdefault(group["data_key"], []).append(place)
-    for places in by_data.values():
-        for index, first in enumerate(places if len(places) <= EVERY_PAIR else places[:1]):
-            yield from ((first, second) for second in places[index + 1 :])
-
-
-def _difference(found: Difference) -> dict[str, Any]:
-    if min(found.counts) < 2:
-        verdict = "nothing can be concluded: one training"
-    elif found.low is None:
-        verdict = "nothing can be concluded: no spread"
+def difference_facts(found: Difference) -> dict[str, Any]:
+    """What the tables say of two recipes' difference. Negative: fewer errors."""
+    if found.unknown:
+        verdict = f"nothing can be concluded: {found.unknown}"
     elif not found.conclusive:
         verdict = "no difference shown"
     else:
@@ -182,16 +134,6 @@ def _difference(found: Difference) -> dict[str, Any]:
         "conclusive": found.conclusive,
         "verdict": verdict,
     }
-
-
-def _named(group: Mapping[str, Any], role: str) -> str | None:
-    return next((name for name, entry in group["classifiers"].items() if entry["role"] == role), None)
-
-
-def data_key(run: Run) -> str:
-    """Alike for runs whose test errors compare: the same test images, as far as is known."""
-    data = run.data
-    return f"{data.dataset}/{data.fingerprints.get('test', data.images.get('test'))}"
 
 
 def recipe_differences(groups: Sequence[Run]) -> list[tuple[str, list[str]]]:
@@ -216,12 +158,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return found
-
-
-def repeated_seeds(group: Mapping[str, Any]) -> list[int]:
-    """The seeds that stand more than once among a recipe's trainings, which then are not independent."""
-    seeds: list[int] = group["seeds"]
-    return sorted({seed for seed in seeds if seeds.count(seed) > 1})
 
 
 def short(path: str) -> str:

@@ -30,7 +30,7 @@ CONFUSIONS_LISTED = 10
 
 @dataclass(frozen=True)
 class Board:
-    """All that compares: the runs on one data set. `differences`: see `facts.differences`, with `GroupView`s' ids."""
+    """All that compares: the runs on one data set. `differences`: see `facts.difference_facts`, with the recipes."""
 
     id: str
     dataset: str

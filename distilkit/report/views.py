@@ -11,7 +11,10 @@ from distilkit.runs.run import Run
 
 @dataclass(frozen=True)
 class RunView:
-    """One training. `id`: what the page calls it; `facts`: see `facts.run_facts`; `missing`: section -> reason."""
+    """One training. `id`: what the page calls it; `facts`: see `facts.run_facts`; `missing`: section -> reason.
+
+    `counted`: whether it is one of those that its recipe's means are taken over.
+    """
 
     id: str
     group: str
@@ -22,6 +25,7 @@ class RunView:
     robustness: Robustness | None
     tested: TestedRun | None
     detailed: bool
+    counted: bool
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -37,13 +41,17 @@ class RunView:
 
 @dataclass(frozen=True)
 class GroupView:
-    """The trainings of one recipe. `facts`: see `facts.group_facts`; `style`: its colour and mark."""
+    """The trainings of one recipe. `facts`: see `facts.group_facts`; `style`: its colour and mark.
+
+    `remark`: what a reader has to know of seeds that were trained more than once.
+    """
 
     id: str
     style: int
     label: str
     facts: Mapping[str, Any]
     runs: tuple[RunView, ...]
+    remark: str | None = None
 
     @property
     def mean_error(self) -> float:

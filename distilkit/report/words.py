@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from distilkit.report import facts
 from distilkit.report.measured import TestedRun
 from distilkit.report.page import Board
 from distilkit.report.views import GroupView, RunView
@@ -75,11 +74,8 @@ def notes(groups: Sequence[GroupView], boards: Sequence[Board]) -> Iterator[str]
     if len(boards) > 1:
         yield "The runs have different test images; only runs on the same ones are compared."
     for group in groups:
-        if repeated := facts.repeated_seeds(group.facts):
-            yield (
-                f"{group.label}: seed {', '.join(map(str, repeated))} stands more than once; such trainings are not "
-                "independent, and intervals come out too narrow."
-            )
+        if group.remark:
+            yield f"{group.remark}."
     views = [view for group in groups for view in group.runs]
     for view in views:
         if not view.facts["selected"]:

@@ -8,16 +8,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distilkit.analysis.metrics import wilson95
-from distilkit.analysis.statistics import spread, welch
 from distilkit.errors import UserError, did_you_mean
-from distilkit.runs.run import Run, find_run, finished_runs
-from distilkit.workflows.comparison.recipe_groups import Group, grouped, incomparable, name_without_seed
+from distilkit.runs.run import Run, finished_runs
+from distilkit.workflows.comparison.group_statistics import difference, error_spreads
+from distilkit.workflows.comparison.recipe_groups import (
+    RecipeGroup,
+    grouped,
+    is_finished,
+    name_without_seed,
+    named_runs,
+    on_same_images,
+    repetition_remark,
+)
 
 SortKey = Literal["name", "method", "error", "seed", "parameters", "flops", "train-flops", "bytes"]
 
-ONE_SEED = "one seed: nothing can be concluded"
 _MOST_NAMES = 12  # of recipes in a message
-NO_SPREAD = "no spread over seeds: nothing can be concluded"
+_NO_INTERVAL = {
+    "one training": "one seed: nothing can be concluded",
+    "no spread": "no spread over seeds: nothing can be concluded",
+}
 
 
 def compare(
@@ -36,9 +46,9 @@ def compare(
 
     Raises `UserError` for a run that is not finished, and for a baseline that is not there.
     """
-    found = [find_run(path, runs) for path in dict.fromkeys(paths)] or finished_runs(runs)
+    found = named_runs(paths, runs) or finished_runs(runs)
     for run in found:
-        if "final" not in run.record:
+        if not is_finished(run):
             raise UserError(f"{run.path} is not finished", f"continue it: distilkit train --resume {run.path}")
     groups = grouped(found)
     label_of = {run.path: group.label for group in groups for run in group.runs}
@@ -92,11 +102,12 @@ def _rows(run: Run, label: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _summaries(group: Group) -> list[dict[str, Any]]:
+def _summaries(group: RecipeGroup) -> list[dict[str, Any]]:
     """One per classifier that can be deployed; costs are the recipe's, and so the same for every seed."""
     trainings = group.trainings
     first = trainings[0]
     chosen = {run.path for run in trainings}
+    errors = error_spreads(group)
     return [
         {
             "group": group.label,
@@ -111,8 +122,8 @@ def _summaries(group: Group) -> list[dict[str, Any]]:
             "repeated": [str(run.path) for run in group.runs if run.path not in chosen],
             "epochs": first.record["final"]["epochs"],
             "test_images": first.data.images["test"],
-            "top1_error": asdict(spread(_errors(trainings, name, "top1"))),
-            "top5_error": asdict(spread(_errors(trainings, name, "top5"))),
+            "top1_error": asdict(errors[name]["top1"]),
+            "top5_error": asdict(errors[name]["top5"]),
             **_costs(first, name),
         }
         for name in _deployed(first)
@@ -139,11 +150,7 @@ def _costs(run: Run, name: str) -> dict[str, Any]:
     }
 
 
-def _errors(runs: Sequence[Run], name: str, kind: str) -> list[float]:
-    return [run.record["final"]["errors"][name][kind] for run in runs]
-
-
-def _difference(ours: Group, theirs: Group) -> dict[str, Any]:
+def _difference(ours: RecipeGroup, theirs: RecipeGroup) -> dict[str, Any]:
     """The leaders' top-1 error of one group minus the other's, in points."""
     document: dict[str, Any] = {
         "group": ours.label,
@@ -153,26 +160,21 @@ def _difference(ours: Group, theirs: Group) -> dict[str, Any]:
         "seeds": [len(ours.seeds), len(theirs.seeds)],
         "conclusive": False,
     }
-    reason = incomparable(ours.runs[0], theirs.runs[0])
-    if reason is not None:
-        return {**document, "comparable": False, "reason": reason}
-    found = welch(
-        *(_errors(group.trainings, group.runs[0].record["leader"], "top1") for group in (ours, theirs)),
-    )
-    known = found.low is not None and found.high is not None
-    if not known:
-        reason = ONE_SEED if min(found.counts) < 2 else NO_SPREAD
+    compared = difference(ours, theirs)
+    found = compared.found
+    if found is None:
+        return {**document, "comparable": False, "reason": compared.incomparable}
     return {
         **document,
         "difference": found.difference,
-        "interval95": [found.low, found.high] if known else None,
+        "interval95": None if found.unknown else [found.low, found.high],
         "conclusive": found.conclusive,
         "comparable": True,
-        "reason": reason,
+        "reason": _NO_INTERVAL[found.unknown] if found.unknown else None,
     }
 
 
-def _named(baseline: str, groups: Sequence[Group]) -> Group:
+def _named(baseline: str, groups: Sequence[RecipeGroup]) -> RecipeGroup:
     """The group of that label, or the only one of that recipe."""
     by_label = {group.label: group for group in groups}
     if baseline in by_label:
@@ -195,39 +197,24 @@ def _named(baseline: str, groups: Sequence[Group]) -> Group:
     )
 
 
-def _remarks(groups: Sequence[Group]) -> list[str]:
+def _remarks(groups: Sequence[RecipeGroup]) -> list[str]:
     """What a reader of the table has to know before comparing its rows."""
     remarks = []
-    kinds: list[tuple[Group, list[Group]]] = []
-    for group in groups:
-        for first, same in kinds:
-            if incomparable(group.runs[0], first.runs[0]) is None:
-                same.append(group)
-                break
-        else:
-            kinds.append((group, [group]))
+    kinds = on_same_images(groups)
     if len(kinds) > 1:
         listed = "; ".join(
-            f"{first.runs[0].data.dataset}, {first.runs[0].data.images['test']:,} test images: "
+            f"{same[0].runs[0].data.dataset}, {same[0].runs[0].data.images['test']:,} test images: "
             f"{', '.join(group.label for group in same)}"
-            for first, same in kinds
+            for same in kinds
         )
         remarks.append(f"these were not tested on the same images, and their errors do not compare: {listed}")
-    for _, same in kinds:
+    for same in kinds:
         whole = [group for group in same if not group.runs[0].data.validation]
         prints = Counter(group.runs[0].data.fingerprints.get("train") for group in whole)
         if len(prints) > 1:
             odd = [group.label for group in whole if group.runs[0].data.fingerprints.get("train") != _most(prints)]
             remarks.append(f"trained on other images than the rest: {', '.join(odd)}")
-    for group in groups:
-        repeats = [seed for seed, count in Counter(run.record["seed"] for run in group.runs).items() if count > 1]
-        if repeats:
-            seeds = ", ".join(map(str, sorted(repeats)))
-            remarks.append(
-                f"{group.label}: seed {seeds} was trained more than once; a repetition is no second sample, and the "
-                "newest counts"
-            )
-    return remarks
+    return remarks + [remark for remark in map(repetition_remark, groups) if remark]
 
 
 def _most(counts: "Counter[str | None]") -> str | None:

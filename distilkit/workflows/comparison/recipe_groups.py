@@ -1,4 +1,7 @@
-"""Runs grouped by their recipe, whatever their seeds: what means, deviations and Welch's intervals are taken over."""
+"""Runs grouped by their recipe, whatever their seeds: which are of one recipe, which count, which compare.
+
+What is computed of the groups is in `group_statistics`.
+"""
 
 import json
 import re
@@ -12,7 +15,7 @@ from distilkit.errors import UserError
 from distilkit.recipe import Recipe
 from distilkit.runs import layout as files
 from distilkit.runs import upgrade
-from distilkit.runs.run import RECIPE, Run
+from distilkit.runs.run import RECIPE, Run, find_run
 
 APART = frozenset(
     {
@@ -37,7 +40,7 @@ _DEEPEST = 5  # teachers of teachers that are looked at
 
 
 @dataclass(frozen=True)
-class Group:
+class RecipeGroup:
     """Runs of one recipe on the same images, apart from their seeds. `label`: unique among the groups made together."""
 
     label: str
@@ -45,19 +48,59 @@ class Group:
 
     @property
     def trainings(self) -> tuple[Run, ...]:
-        """One run of each seed, the newest, by seed: a training repeated with its seed is no second sample."""
+        """The runs that count: the newest finished one of each seed, by seed.
+
+        A training repeated with its seed is no second sample.
+        """
         newest: dict[int, Run] = {}
-        for run in sorted(self.runs, key=lambda run: files.begun(run.record)):
+        # By name as well: copies of one run began together, and every command has to choose the same one.
+        for run in sorted(filter(is_finished, self.runs), key=lambda run: (files.begun(run.record), run.path.name)):
             newest[run.record["seed"]] = run
         return tuple(newest[seed] for seed in sorted(newest))
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The distinct seeds, ascending."""
+        """The seeds of the runs that count, ascending."""
         return tuple(run.record["seed"] for run in self.trainings)
 
+    @property
+    def repeated_seeds(self) -> tuple[int, ...]:
+        """The seeds of several finished runs, ascending."""
+        counts = Counter(run.record["seed"] for run in self.runs if is_finished(run))
+        return tuple(sorted(seed for seed, count in counts.items() if count > 1))
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
+    @property
+    def first(self) -> Run:
+        """Stands for the recipe: the first run that counts, or the first of all where none is finished."""
+        return (self.trainings or self.runs)[0]
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the run has its final figures."""
+    return "final" in run.record
+
+
+def named_runs(paths: Sequence[Path], runs: Path) -> list[Run]:
+    """The runs at `paths`, each once, however often and in whatever spelling it is named."""
+    found: dict[Path, Run] = {}
+    for path in paths:
+        run = find_run(path, runs)
+        found.setdefault(run.path.resolve(), run)
+    return list(found.values())
+
+
+def repetition_remark(group: RecipeGroup) -> str | None:
+    """A sentence without its full stop on the seeds that were trained more than once; None where there are none."""
+    if not group.repeated_seeds:
+        return None
+    seeds = ", ".join(map(str, group.repeated_seeds))
+    return (
+        f"{group.label}: seed {seeds} was trained more than once; a repetition is no second sample, and the newest "
+        "counts"
+    )
+
+
+def grouped(runs: Sequence[Run]) -> list[RecipeGroup]:
     """Group runs whose recipes are the same apart from seed, name, data root and what is merely written (`APART`).
 
     Runs that were trained or tested on different images stand in different groups, as their fingerprints tell. Groups
@@ -68,7 +111,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         found.setdefault(_identity(run), []).append(run)
     members = [tuple(group) for group in found.values()]
-    return [Group(label, group) for label, group in zip(_labels(members), members, strict=True)]
+    return [RecipeGroup(label, group) for label, group in zip(_labels(members), members, strict=True)]
 
 
 def name_without_seed(run: Run) -> str:
@@ -88,6 +131,19 @@ def incomparable(ours: Run, theirs: Run) -> str | None:
     if ours.data.storage != theirs.data.storage:
         return "streamed and resident test images, whose fingerprints do not compare"
     return "other test images"
+
+
+def on_same_images(groups: Sequence[RecipeGroup]) -> list[list[RecipeGroup]]:
+    """The groups whose errors compare, together; in the given order."""
+    kinds: list[list[RecipeGroup]] = []
+    for group in groups:
+        for kind in kinds:
+            if incomparable(group.runs[0], kind[0].runs[0]) is None:
+                kind.append(group)
+                break
+        else:
+            kinds.append([group])
+    return kinds
 
 
 def _identity(run: Run) -> str:

@@ -1,5 +1,6 @@
 """`distilkit report`: what several runs say, as one page and as figures for papers."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,25 @@ from distilkit.report.measured import Latencies, Robustness, TestedRun, latencie
 from distilkit.report.page import Board, Page, html
 from distilkit.report.views import GroupView, RunView
 from distilkit.runs.atomic import writable, write_text
-from distilkit.runs.run import Run, find_run, finished_runs
-from distilkit.workflows.comparison.recipe_groups import Group, grouped
+from distilkit.runs.run import Run, finished_runs
+from distilkit.workflows.comparison.group_statistics import Role, classifier, difference, error_spreads
+from distilkit.workflows.comparison.recipe_groups import (
+    RecipeGroup,
+    grouped,
+    named_runs,
+    on_same_images,
+    repetition_remark,
+)
 from distilkit.workflows.evaluation.predictions_cache import on_test_images
 
 FILE = "report.html"
 FIGURES_OF_RUNS = 4
 """Figures for papers are drawn of the comparison, and of the first run of up to so many recipes."""
+
+EVERY_PAIR = 16
+"""Up to so many recipes on the same images each is compared with each; of more, each with the first."""
+
+ROLES: tuple[Role, ...] = ("leader", "ensemble")
 
 NOTHING = History(0, {split: {} for split in ("train", "validation", "test")}, {}, Line((), ()), Line((), ()), {}, {})
 
@@ -51,14 +64,14 @@ def report(
 
     Raises `UserError` for what is no run, and where nothing can be written. What a run lacks is said in the report.
     """
-    named = {run.path.resolve(): run for path in paths for run in [find_run(path, runs)]}
-    found = list(named.values()) or _every(runs, observer)
+    found = named_runs(paths, runs) or _every(runs, observer)
     timed = latencies(benchmark) if benchmark else None
     target = output or found[0].path.parent / FILE
     if target.is_dir():
         raise UserError(f"{target} is a folder; the report is one file", f"name it: --output {target / FILE}")
-    groups = _views(grouped(found), timed, evaluate, details, data_root, device, observer)
-    page = _page(groups, "" if timed is None else timed.machine)
+    recipes = grouped(found)
+    groups = _views(recipes, timed, evaluate, details, data_root, device, observer)
+    page = _page(recipes, groups, "" if timed is None else timed.machine)
     with writable(target.parent):
         write_text(target, html(page))
     written: list[Path] = []
@@ -71,7 +84,7 @@ def report(
         "figures": [str(file) for file in written],
         "summary": list(page.summary),
         "notes": list(page.notes),
-        "groups": [_without_key(group.facts) for group in groups],
+        "groups": [group.facts for group in groups],
         "differences": [
             {**difference, "ours": difference["ours_label"], "theirs": difference["theirs_label"]}
             for board in page.boards
@@ -96,7 +109,7 @@ def _every(runs: Path, observer: Observer) -> list[Run]:
 
 
 def _views(
-    groups: Sequence[Group],
+    groups: Sequence[RecipeGroup],
     timed: Latencies | None,
     evaluate: bool,
     details: int,
@@ -112,6 +125,7 @@ def _views(
     views, number = [], 0
     for style, group in enumerate(groups):
         members = []
+        counted = {run.path for run in group.trainings}
         for run in group.runs:
             missing = {"perturbation curves": damaged[run.path]} if run.path in damaged else {}
             full = run.path in detailed
@@ -132,17 +146,20 @@ def _views(
                     known,
                     tested,
                     full,
+                    run.path in counted,
                     missing,
                 )
             )
             number += 1
-        about = facts.group_facts(group.label, [view.facts for view in members])
-        about["data_key"] = facts.data_key(group.runs[0])
-        views.append(GroupView(f"g{style}", style, group.label, about, tuple(members)))
+        first = next(view.facts for view in members if view.run.path == group.first.path)
+        paths = [str(run.path) for run in group.runs]
+        about = facts.group_facts(group.label, paths, first, group.seeds, error_spreads(group))
+        remark = repetition_remark(group)
+        views.append(GroupView(f"g{style}", style, group.label, about, tuple(members), remark))
     return views
 
 
-def _shown_in_full(groups: Sequence[Group], details: int) -> list[Run]:
+def _shown_in_full(groups: Sequence[RecipeGroup], details: int) -> list[Run]:
     """The first run of every recipe, then the second ones, and so on, until there are enough."""
     longest = max(len(group.runs) for group in groups)
     turns = [group.runs[turn] for turn in range(longest) for group in groups if turn < len(group.runs)]
@@ -181,14 +198,11 @@ def _explain(run: Run, past: History, known: Robustness | None, evaluate: bool, 
         missing["diversity"] = "metrics.jsonl does not have it"
 
 
-def _page(groups: Sequence[GroupView], machine: str) -> Page:
-    by_data: dict[str, list[GroupView]] = {}
-    for group in groups:
-        by_data.setdefault(group.facts["data_key"], []).append(group)
-    compared = facts.differences([g.facts for g in groups], [[view.facts for view in g.runs] for g in groups])
+def _page(recipes: Sequence[RecipeGroup], groups: Sequence[GroupView], machine: str) -> Page:
+    view_of = {recipe.label: group for recipe, group in zip(recipes, groups, strict=True)}
     boards = []
-    for number, members in enumerate(by_data.values()):
-        ids = {group.id for group in members}
+    for number, compared in enumerate(on_same_images(recipes)):
+        members = [view_of[recipe.label] for recipe in compared]
         boards.append(
             Board(
                 id=f"data{number}",
@@ -196,7 +210,7 @@ def _page(groups: Sequence[GroupView], machine: str) -> Page:
                 images=members[0].runs[0].facts["test_images"],
                 groups=tuple(members),
                 pictures=tuple(comparison(members)),
-                differences=tuple(d for d in (_named(entry, groups) for entry in compared) if d["ours_id"] in ids),
+                differences=tuple(_differences(compared, view_of)),
                 recipe_keys=_recipe_keys(members),
             )
         )
@@ -221,10 +235,28 @@ def _recipe_keys(groups: Sequence[GroupView]) -> tuple[tuple[str, Sequence[str]]
     return tuple(facts.recipe_differences([group.runs[0].run for group in groups]))
 
 
-def _named(difference: Mapping[str, Any], groups: Sequence[GroupView]) -> dict[str, Any]:
-    ours, theirs = groups[difference["ours"]], groups[difference["theirs"]]
-    labels = {"ours_label": ours.label, "theirs_label": theirs.label, "ours_id": ours.id, "theirs_id": theirs.id}
-    return {**difference, **labels}
+def _differences(recipes: Sequence[RecipeGroup], view_of: Mapping[str, GroupView]) -> Iterator[dict[str, Any]]:
+    """Of recipes on the same images, in pairs: the leaders, and the ensembles where both have one.
+
+    The later one minus the earlier: what a method changed against the baseline before it.
+    """
+    finished = [recipe for recipe in recipes if recipe.trainings]
+    every = itertools.combinations(finished, 2)
+    for theirs, ours in every if len(finished) <= EVERY_PAIR else ((finished[0], other) for other in finished[1:]):
+        for role in ROLES:
+            if classifier(ours, role) is None or classifier(theirs, role) is None:
+                continue
+            compared = difference(ours, theirs, role)
+            assert compared.found is not None  # They are on the same images.
+            yield {
+                "ours_label": ours.label,
+                "theirs_label": theirs.label,
+                "ours_id": view_of[ours.label].id,
+                "theirs_id": view_of[theirs.label].id,
+                "role": role,
+                "classifiers": list(compared.classifiers),
+                **facts.difference_facts(compared.found),
+            }
 
 
 def _for_papers(page: Page) -> Iterator[tuple[str, Picture]]:
@@ -234,7 +266,3 @@ def _for_papers(page: Page) -> Iterator[tuple[str, Picture]]:
     firsts = {view.group: view for view in reversed(page.runs) if view.detailed}
     for view in sorted(firsts.values(), key=lambda view: view.style)[:FIGURES_OF_RUNS]:
         yield from ((f"{view.id}-{view.name}", picture) for picture in page.details[view.id])
-
-
-def _without_key(about: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in about.items() if key != "data_key"}

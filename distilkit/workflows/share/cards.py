@@ -7,9 +7,10 @@ from typing import Any
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.reading import read_json
-from distilkit.report.card import CardKeptError, write_card, write_export_card
+from distilkit.report.card import CardKeptError, SeedSpread, write_card, write_export_card
 from distilkit.runs.run import RECORD, PrunedModel, Run
-from distilkit.workflows.comparison.recipe_groups import grouped
+from distilkit.workflows.comparison.group_statistics import error_spreads
+from distilkit.workflows.comparison.recipe_groups import RecipeGroup, grouped, is_finished
 
 _ALIKE = ("method", "architecture")
 
@@ -20,7 +21,7 @@ def finished_card(run: Run, observer: Observer) -> None:
     The observer is told of a card that was left as it is, for the sake of what somebody else wrote there.
     """
     try:
-        write_card(run, same_recipe(run))
+        write_card(run, _over_seeds(run))
     except CardKeptError as error:
         observer.note(f"warning: {error.problem}")
 
@@ -52,7 +53,7 @@ def beside_export(
     # The floating-point file is whole, even where the 8-bit file beside it fails what was asked of it.
     if export["passed"] or "quantized" in export:
         try:
-            seeds = same_recipe(found) if isinstance(found, Run) and "final" in found.record else ()
+            seeds = _over_seeds(found) if isinstance(found, Run) and is_finished(found) else None
             card = str(write_export_card(found, export, seeds, final=final))
         except (UserError, KeyError) as error:
             observer.note(f"warning: the export has no model card: {_why(error)}")
@@ -61,8 +62,8 @@ def beside_export(
     return card
 
 
-def same_recipe(run: Run) -> tuple[Run, ...]:
-    """The finished runs of this run's recipe in its runs folder, one for each seed. Damaged ones are passed over."""
+def same_recipe(run: Run) -> RecipeGroup:
+    """The finished runs of this run's recipe in its runs folder. Damaged ones are passed over."""
     alike = [run]
     for file in sorted(run.path.resolve().parent.glob(f"*/{RECORD}")):
         if file.parent.name == run.path.name:
@@ -72,12 +73,15 @@ def same_recipe(run: Run) -> tuple[Run, ...]:
             # Opening a run reads its whole recipe; most can be told apart without.
             if record["state"] != "done" or any(record[key] != run.record[key] for key in _ALIKE):
                 continue
-            if record["seed"] != run.record["seed"]:
-                alike.append(Run.open(file.parent))
+            alike.append(Run.open(file.parent))
         except (KeyError, TypeError, UserError):
             continue
-    group = next(group for group in grouped(alike) if run in group.runs)
-    return group.trainings
+    return next(group for group in grouped(alike) if run in group.runs)
+
+
+def _over_seeds(run: Run) -> SeedSpread:
+    group = same_recipe(run)
+    return SeedSpread(group.seeds, error_spreads(group), counted=run in group.trainings)
 
 
 def _why(error: UserError | KeyError) -> str:
