@@ -41,19 +41,23 @@ class UserError(Exception):
     """What the user asked for cannot be done as asked: exit status 2, one message, no traceback.
 
     `problem`: what was wrong and what is allowed. `hint`: what to type. `faults`: where a recipe has several, all
-    of them.
+    of them. `files`: where files are at fault, a line for each.
     """
 
     kind = "user"
 
-    def __init__(self, problem: str, hint: str | None = None, faults: Sequence[Fault] = ()) -> None:
+    def __init__(
+        self, problem: str, hint: str | None = None, faults: Sequence[Fault] = (), files: Sequence[str] = ()
+    ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
         self.faults = tuple(faults)
+        self.files = tuple(files)
 
     def __str__(self) -> str:
-        lines = [plain(self.problem), *(f"  {fault}" for fault in self.faults)]
+        lines = [plain(self.problem), *(f"  {plain(file)}" for file in self.files)]
+        lines += [f"  {fault}" for fault in self.faults]
         return "\n".join([*lines, plain(f"hint: {self.hint}")] if self.hint else lines)
 
 

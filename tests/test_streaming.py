@@ -382,8 +382,8 @@ def test_empty_files_and_those_that_are_no_images_are_named_before_a_training_be
     broken(tmp_path)
     with pytest.raises(UserError, match="of 24 image files cannot be read") as caught:
         load(tmp_path, "stream", name, splits=("train",))
-    assert "01.JPEG: empty" in caught.value.problem
-    assert "02.JPEG: not an image" in caught.value.problem
+    assert "01.JPEG: empty" in str(caught.value)
+    assert "02.JPEG: not an image" in str(caught.value)
     with pytest.raises(UserError, match=r"1 of 10 image files cannot be read:\n.*val/n02/02\.JPEG: "):
         load(tmp_path, "stream", name, splits=("test",))
 

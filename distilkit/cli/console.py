@@ -170,11 +170,11 @@ def report_user_error(error: UserError, as_json: bool) -> None:
     if as_json:
         _print_failure(
             error.kind,
-            error.problem,
+            "\n  ".join([error.problem, *error.files]),
             error.hint,
             [{"place": f.place, "key": f.key, "problem": f.problem, "hint": f.hint} for f in error.faults],
         )
-    tell(f"error: {error.problem}", "red")
+    tell([f"error: {error.problem}", *(f"  {file}" for file in error.files)], "red")
     for fault in error.faults:
         tell(f"  {fault.place}: {fault.problem}")
         if fault.hint:

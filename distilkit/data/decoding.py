@@ -74,9 +74,10 @@ class ImagesLostError(UserError):
 def unreadable(faults: Sequence[str], count: int) -> ImagesLostError:
     """One error for all files that cannot be read: each of `faults` is "path: reason"."""
     more = [f"and {len(faults) - NAMED_FILES} more"] if len(faults) > NAMED_FILES else []
-    lines = "".join(f"\n  {line}" for line in [*faults[:NAMED_FILES], *more])
     return ImagesLostError(
-        f"{len(faults)} of {count} image files cannot be read:{lines}", "replace or remove these files"
+        f"{len(faults)} of {count} image files cannot be read:",
+        "replace or remove these files",
+        files=[*faults[:NAMED_FILES], *more],
     )
 
 

@@ -87,7 +87,7 @@ class DataRecord(BaseModel):
             where = f"if the images have moved, name their folder with --data; the model was trained on {self.root}/"
             if root is None and traits.prepared:
                 where += "; nothing is downloaded or unpacked into a folder that was not typed"
-            raise UserError(error.problem, "; ".join(filter(None, [error.hint, where]))) from error
+            raise UserError(error.problem, "; ".join(filter(None, [error.hint, where])), files=error.files) from error
         if data.spec.classes != self.classes:
             raise UserError(
                 f"the images in {root or self.root} have other classes than the model: {_first(data.spec.classes)} "

@@ -243,7 +243,7 @@ class Trainer:
             saved = self.save()
             if stop.signum:  # Sent to the whole process group, it has ended the workers' server as well.
                 return Interrupted(stop.signum, saved, self.folder)
-        return UserError(error.problem, hint)
+        return UserError(error.problem, hint, files=error.files)
 
     def _step(self, step: int, indices: Tensor, ramp: float) -> None:
         recipe, accelerator = self.recipe, self.accelerator
