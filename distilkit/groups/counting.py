@@ -1,9 +1,9 @@
 """What PyTorch's operators multiply, counted as they are called: the same figures with every version of PyTorch.
 
 PyTorch's own counter says which operators were called inside which module, also for tensors without numbers (on the
-meta device, or fake ones). Which of them it has formulas for differs from version to version, and so does which
-operator a layer ends in: attention on a CPU is one that only some versions know (2.14.1 does not), and what is not
-known counts nothing. The formulas here are therefore our own, and nothing else is counted.
+meta device, or fake ones). Which of them it has formulas for is each version's own affair, and so is which operator a
+layer ends in; what has no formula counts nothing. In 2.11.0 and 2.14.1 that is attention on a CPU, for one. The
+formulas here are therefore our own, and nothing else is counted.
 """
 
 import math
