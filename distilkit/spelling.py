@@ -110,7 +110,7 @@ def html_lines(text: str) -> "Markup":
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 # Of these a card needs few: `student_0` stays as it is, and so does what stands alone. Addresses become links.
 _MARKDOWN_MARKUP = re.compile(
-    r"[\\`*\[\]<>|#~$&@{}^]|(?<![^\W_])_|_(?![^\W_])|:[\w+-]+:|://|www\.|\w+:[^\s:]+@", re.IGNORECASE
+    r"[\\`*\[\]<>|#~$&@{}^]|(?<![^\W_])_|_(?![^\W_])|:[\w+-]+:|://|www\.|\w:[^\s:]+@", re.IGNORECASE
 )
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -8,8 +8,9 @@ Shape suffixes: C channels, H height, W width.
 import functools
 import importlib
 import struct
+import threading
 import zlib
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -55,6 +56,10 @@ pictures. It reads a phone's MPO as JPEG. TGA has no mark of its own, and is tri
 """
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Of the files in a folder that are taken for images: those that torchvision takes."""
+# Pixels: of larger pictures, some at a time are converted; still larger ones are decoded one after another. A file of
+# some kilobytes may hold hundreds of millions.
+_AT_ONCE, _ALONE = 2**22, 2**26
+_LARGE = threading.Lock()
 # Beyond this ratio of its sides, only the middle of a picture is resized: nothing else of it can be seen.
 LONGEST = 4
 
@@ -74,9 +79,10 @@ class Framing(NamedTuple):
 def decode(path: Path | str, framing: Framing) -> Pixels:
     """Read one file as uint8 [size, size, C], turned as its EXIF data says. Raises one of `UNREADABLE`."""
     with open_image(path) as image:
-        image.load()
-        upright = to_mode(ImageOps.exif_transpose(image), framing.channels)
-    return framed(upright, framing)
+        large = image.width * image.height > _ALONE
+        with _LARGE if large else nullcontext():
+            ImageOps.exif_transpose(image, in_place=True)
+            return framed(to_mode(image, framing.channels), framing)
 
 
 def open_image(file: Path | str | IO[bytes]) -> Image.Image:
@@ -108,8 +114,23 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any image to 8-bit RGB: 16-bit greys scaled (Pillow itself would clip them), transparency laid on white.
 
-    Raises `ValueError` for what has no range to scale from (floating point, 32-bit integers).
+    One that is RGB already is returned as it is. Raises `ValueError` for what has no range to scale from (floating
+    point, 32-bit integers).
     """
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    width, height = image.size
+    rows = max(1, _AT_ONCE // max(1, width))
+    if height <= rows:
+        return _to_rgb(image)
+    # Strip by strip: on the way a pixel takes up to forty bytes.
+    colour = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        colour.paste(_to_rgb(image.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return colour
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
     if image.mode.startswith("I"):

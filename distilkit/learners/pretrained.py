@@ -89,13 +89,13 @@ def _check_fit(file: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor
         *(
             f"{key} is {str(state[key].dtype).removeprefix('torch.')}, which holds no weights"
             for key in needed(key for key in own if key in state and own[key].is_floating_point())
-            if not state[key].is_floating_point()
+            if not _holds_weights(state[key].dtype)
         ),
         # Of those that fit: another may have more numbers than there is memory.
         *(
             f"{key} is not all finite numbers"
             for key in needed(key for key in own if key in state and state[key].shape == own[key].shape)
-            if state[key].is_floating_point() and not state[key].isfinite().all()
+            if _holds_weights(state[key].dtype) and not state[key].isfinite().all()
         ),
     ]
     if not faults:
@@ -114,6 +114,11 @@ def _check_fit(file: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor
         f"the weights {file} do not fit the architecture: {'; '.join(faults[:_SHOWN_DIFFERENCES])}{more}",
         hint,
     )
+
+
+def _holds_weights(dtype: torch.dtype) -> bool:
+    # Eight bits need a scale beside them, and PyTorch can hardly compute with them.
+    return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def _differ_in_channels(theirs: Tensor, ours: Tensor) -> bool:
@@ -143,9 +148,16 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"the weights {file} are not a state dict: names and tensors, nothing else", _SAVE_ALONE)
+    if not isinstance(state, dict) or not all(map(_is_plain, state.values())):
+        raise UserError(f"the weights {file} are not a state dict: names and plain tensors, nothing else", _SAVE_ALONE)
     return {str(name): value for name, value in state.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor as networks have them: neither sparse nor nested, nor without numbers ("meta")."""
+    if not isinstance(value, Tensor) or value.is_nested:
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu"
 
 
 def _require_unpacked(file: Path) -> None:
@@ -156,6 +168,9 @@ def _require_unpacked(file: Path) -> None:
         if end == b"PK\x03\x04":
             with opened_archive(file) as archive:
                 unpacked = sum(member.file_size for member in archive.infolist())
+            # An archive may have two directories, of which Python takes one and PyTorch the other.
+            reader = torch._C.PyTorchFileReader(str(file))
+            unpacked = max(unpacked, sum(map(reader.get_record_size, reader.get_all_records())))
             if unpacked > file.stat().st_size:
                 raise ValueError(f"its records take {unpacked:,} bytes unpacked, more than the file has")
         while part := stream.read(2**20):

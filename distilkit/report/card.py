@@ -41,11 +41,12 @@ _END = "<!-- end of what is yours -->"
 _HEADING = "## Intended use"
 _WRITTEN_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "metrics", "model-index")
 _LARGEST_HEADER = 2**16  # characters, of which YAML's parser makes objects a thousand times as large
+_LONGEST_COMMAND = 2**14  # characters; shlex needs time by their square
 # What PyYAML raises of a header: of a date that there is not, of a number of thousands of digits, of lists in lists it
 # raises what Python does.
 _NO_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 _FENCE = re.compile(r"^ {0,3}(```|~~~)")
-_OLD_CARD = re.compile(r"^# .+\n\n`[^\n]+` trained with `[^\n]+` by distilkit ", re.MULTILINE)
+_OLD_CARD = re.compile(r"^# .+\n\n`[^`\n]+` trained with `[^`\n]+` by distilkit ", re.MULTILINE)
 # Options whose values are folders of the machine, and settings that are paths.
 _PATH_OPTIONS = ("--runs", "--resume", "--data", "--output")
 _PATH_SETTINGS = ("data.root", "teacher.run", "teacher.weights", "model.pretrained")
@@ -332,7 +333,7 @@ def _robustness_text(run: Run, member: str | None = None) -> str:
         paragraphs = [
             text for each in measured if member in (None, each["member"]) for text in _measured(each, settings)
         ]
-    except (UnreadableError, ValueError, KeyError, TypeError, IndexError):
+    except (UnreadableError, ValueError, KeyError, TypeError, IndexError, OverflowError):
         return ""
     return f"## Robustness\n\n{chr(10).join(f'- {text}' for text in paragraphs)}\n\n" if paragraphs else ""
 
@@ -459,6 +460,8 @@ def _code_command(run: Run) -> str:
 
 def without_paths(command: str) -> str:
     """A command line without the folders of the machine that it was typed on: their last names stay, or nothing."""
+    if len(command) > _LONGEST_COMMAND:
+        return "distilkit"
     try:
         words = shlex.split(command)
     except ValueError:

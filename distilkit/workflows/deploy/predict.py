@@ -5,6 +5,7 @@ Neither this module nor anything that it imports needs torch; a test says so.
 Shape suffixes: N images, C classes, H height, W width.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,8 @@ from distilkit.observer import Observer
 BATCH = 32
 MOST_AT_A_TIME = 65_536
 """What `distilkit export --batch` takes at most: the memory of a batch is that of so many pictures."""
+LARGEST_BATCH = 2**30
+"""Numbers in a batch of a size that the file insists on: one picture would be repeated until they are there."""
 PIXELS = 2**26
 """Of a batch, where neither the user nor the file says how many images it has: large pictures, fewer at a time."""
 OUTPUT = "probabilities"
@@ -110,7 +113,7 @@ def open_file(file: Path, threads: int | None = None, device: Device = "cpu") ->
         about = session.get_modelmeta().custom_metadata_map
         inputs = session.get_inputs()
         given = ", ".join(f"{each.name}: {each.type} {each.shape}" for each in inputs)  # names are decoded only here
-        outputs = {output.name: output.shape for output in session.get_outputs()}
+        outputs = {output.name: (TYPES.get(output.type), output.shape) for output in session.get_outputs()}
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is damaged: its names are not UTF-8", EXPORT_AGAIN) from error
     if "distilkit_version" not in about:
@@ -127,7 +130,7 @@ def open_file(file: Path, threads: int | None = None, device: Device = "cpu") ->
     try:
         preparation = Preparation.from_json(about["preprocessing"])
         classes = parse_json(about["classes"])
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
             raise ValueError("its classes are not a list of names")
     except (ValueError, RecursionError) as error:
         raise UserError(f"the metadata of {file} cannot be used: {error}", EXPORT_AGAIN) from error
@@ -147,9 +150,20 @@ def open_file(file: Path, threads: int | None = None, device: Device = "cpu") ->
     batch = shape[0] if isinstance(shape[0], int) else None
     if batch is not None and not 1 <= batch <= MOST_AT_A_TIME:
         raise UserError(f"{file} takes {batch} images at a time; 1 to {MOST_AT_A_TIME} make sense", EXPORT_AGAIN)
-    if OUTPUT not in outputs or outputs[OUTPUT][-1:] != [len(classes)]:
-        raise UserError(f"{file} does not give the probabilities of its {len(classes)} classes", EXPORT_AGAIN)
+    if batch is not None and batch * math.prod(preparation.shape()) > LARGEST_BATCH:
+        raise UserError(
+            f"{file} takes {batch} images of {list(preparation.shape())} at a time; {LARGEST_BATCH:,} numbers are the "
+            "most",
+            EXPORT_AGAIN,
+        )
+    dtype, answer = outputs.get(OUTPUT, (None, []))
+    if dtype not in ("float32", "float16") or answer[-1:] != [len(classes)]:
+        raise _no_probabilities(file, classes)
     return Deployed(session, tuple(classes), preparation, inputs[0].name, batch)
+
+
+def _no_probabilities(file: Path, classes: Sequence[str]) -> UserError:
+    return UserError(f"{file} does not give the probabilities of its {len(classes)} classes", EXPORT_AGAIN)
 
 
 def _fitting(deployed: Deployed) -> int:
@@ -191,6 +205,9 @@ def run(deployed: Deployed, images_NHWC: NDArray[np.uint8], file: Path) -> NDArr
             f"ONNX Runtime fails on {len(images_NHWC)} images in {file}: {_first_line(error)}",
             "a smaller --batch needs less memory",
         ) from error
+    # The shape that a file declares need not be the one that it computes.
+    if np.shape(probabilities) != (len(images_NHWC), len(deployed.classes)):
+        raise _no_probabilities(file, deployed.classes)
     return np.asarray(probabilities[:count], dtype=np.float32)
 
 
