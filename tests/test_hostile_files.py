@@ -209,7 +209,7 @@ def opens_or_is_refused(pruned: Path) -> None:
 def test_what_a_newer_distilkit_wrote_says_so(what: str, run: Path, pruned: Path, distilkit: Command) -> None:
     if "run.json" in what:
         record = json.loads((run / "run.json").read_text())
-        (run / "run.json").write_text(json.dumps(record | {"format": 2}))
+        (run / "run.json").write_text(json.dumps(record | {"format": 3}))
     elif "checkpoint" in what:
         restate(run, format=checkpoints.FORMAT + 1)
     else:

@@ -417,7 +417,7 @@ def test_files_that_do_not_say_how_they_are_used(
 def test_files_that_are_no_onnx_files(tmp_path: Path, greys: list[Path], distilkit: Command) -> None:
     for file, message in (
         (tmp_path / "missing.onnx", "there is no file"),
-        (tmp_path, "is not a file"),
+        (tmp_path, "is not a plain file"),
         (greys[0], "cannot be opened by ONNX Runtime"),
     ):
         result = distilkit("predict", file, greys[0])
