@@ -201,11 +201,7 @@ def test_measurements_of_hundreds_of_digits_are_left_out_of_the_card(
 ) -> None:
     (tmp_path / "robustness").mkdir()
     (tmp_path / "robustness" / "robustness.json").write_text(
-<<<<<<< HEAD
-        '{"settings": {}, "runs": [{"run": "' + tmp_path.name + '"}]}'
-=======
         '{"settings": {}, "runs": [{"member": "x", "run": "' + tmp_path.name + '"}]}'
->>>>>>> 6ee965684c211ad88d32b5eb44d22887cdad94f3
     )
 
     def measured(*_: object) -> list[str]:
