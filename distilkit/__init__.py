@@ -75,7 +75,7 @@ _HOMES = {
     "UserError": "errors",
     "branch_group": "groups.build",
     "create_method": "workflows.library",
-    "cut_points": "groups.split",
+    "cut_points": "groups.split.cut",
     "load_recipe": "workflows.library",
     "make_learner": "workflows.library",
     "network_group": "groups.build",

@@ -116,7 +116,7 @@ def parse_json(content: str | bytes) -> Any:
     try:
         return json.loads(content.decode() if isinstance(content, bytes) else content, object_pairs_hook=_once)
     except UnicodeDecodeError:
-        raise ValueError("it is no UTF-8 text") from None
+        raise ValueError("it is not UTF-8 text") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -141,7 +141,11 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _plain(text: str, folder: Path) -> str:
-    text = text.replace(str(folder), "FOLDER").replace(str(Path.home()), "HOME")
+    text = (
+        text.replace(str(folder), "FOLDER")
+        .replace(str(Path(__file__).parents[1]), "CHECKOUT")
+        .replace(str(Path.home()), "HOME")
+    )
     text = re.sub(r"\d{8}T\d{6}Z(-\d+)?", "TIME", text)
     text = re.sub(r"events\.out\.tfevents\S*", "EVENTS", text)
     return re.sub(r"\d+(\.\d+)? (s|ms|minutes|MiB|GiB|KiB|kB|MB|GB)\b", r"N \2", text)

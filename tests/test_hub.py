@@ -511,7 +511,7 @@ def test_links_are_refused(name: str, copied: Path, tmp_path: Path, refused: Cal
     refused((name, "link"), "pull", copied, "--to", tmp_path / "to")
     (copied / name).unlink()
     (copied / name).mkdir()
-    refused((name, "not a file"), "pull", copied)
+    refused((name, "not a plain file"), "pull", copied)
     assert not (tmp_path / "to").exists()
 
 

@@ -112,7 +112,7 @@ def test_the_recipe_in_the_run_trains_the_same_weights_again(one_run: Path, tmp_
 
 def test_run_json_says_what_ran_where_on_what_and_how_it_ended(one_run: Path, baseline_run: Path):
     record = record_of(one_run)
-    assert record["format"] == 1
+    assert record["format"] == 2
     assert record["distilkit"] == package.__version__
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"python", "numpy", "safetensors", "onnxruntime"} <= set(record["versions"])

@@ -124,7 +124,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "is damaged": lambda run: (run / "run.json").write_text("[1]"),
     "lacks leader": lambda run: change(run, leader=None),
     "lacks final": lambda run: change(run, final=None),
-    "has format 2": lambda run: change(run, format=2),
+    "has format 3": lambda run: change(run, format=3),
     "its recipe.toml": lambda run: (run / "recipe.toml").unlink(),
 }
 

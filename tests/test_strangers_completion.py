@@ -25,6 +25,7 @@ import typer
 import distilkit as package
 from distilkit import cli
 from distilkit.cli import completion
+from distilkit.reading import LARGEST_JSON
 
 Ask = Callable[..., str]
 
@@ -245,7 +246,7 @@ def test_the_members_are_those_of_the_run_that_was_typed(strangers: Path, ask: A
 def test_a_record_that_is_no_plain_file_of_plausible_size_is_not_read(made: str, tmp_path: Path, ask: Ask) -> None:
     file = tmp_path / "run.json"
     if made == "large":
-        file.write_text(json.dumps({"members": ["student_0"]}).ljust(completion.LARGEST_RECORD + 1))
+        file.write_text(json.dumps({"members": ["student_0"]}).ljust(LARGEST_JSON + 1))
     elif made == "pipe":
         os.mkfifo(file)
     elif made == "device":

@@ -308,7 +308,7 @@ def answers(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     [
         ("run.json", "run.json cannot be read: it has 1,610,612,736 bytes, and 8,388,608 are the most"),
         ("recipe.toml", "recipe.toml is larger than 1,000,000 bytes"),
-        ("recipe to show", "recipe.toml cannot be read: it has 1,610,612,736 bytes"),
+        ("recipe to show", "recipe.toml cannot be read as a recipe: it has 1,610,612,736 bytes"),
         ("metrics.jsonl", "metrics.jsonl cannot be read: it has 1,610,612,736 bytes"),
         ("state.json", "state.json is damaged: it has 1,610,612,736 bytes"),
         ("latency.json", "latency.json cannot be read: it has 1,610,612,736 bytes"),
@@ -504,12 +504,12 @@ def test_weights_as_people_have_them_are_read(tmp_path: Path) -> None:
 
 def test_weights_beyond_the_free_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distilkit.learners import pretrained
-    from distilkit.runs import checkpoint
+    from distilkit.models import weights
 
     state = registry.create("resnet8", 10).state_dict()
     torch.save(state, tmp_path / "net.pth")
     save_file(state, tmp_path / "net.safetensors")
-    for module in (checkpoint, pretrained):
+    for module in (weights, pretrained):
         monkeypatch.setattr(module, "free_memory", lambda: 100_000)
     for name in ("net.pth", "net.safetensors"):
         with pytest.raises(UserError, match="100,000 are the most"):

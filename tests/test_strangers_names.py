@@ -500,17 +500,14 @@ def _doctor(strange: Strange, said: Said) -> None:
 
 
 def papers(strange: Strange) -> Path:
-    """A runs folder of the run and another, without weights, whose members, ensemble and parts have hostile names."""
+    """A runs folder of the run and another, without weights, whose ensemble has a hostile name; members are refused."""
     other = strange.run.parent / f"=3{FILE}"
     other.mkdir()
     shutil.copy(strange.run / "metrics.jsonl", other)
     recipe = (strange.run / "recipe.toml").read_text("utf-8")
     (other / "recipe.toml").write_text(recipe.replace("lr = 0.05", "lr = 0.06"), "utf-8")
     record = json.loads((strange.run / "run.json").read_text())
-    names = {
-        name: f"{sign}{NASTY}" for sign, name in zip("=+-@", (*record["members"], record["ensemble"]), strict=True)
-    }
-    (other / "run.json").write_text(json.dumps(renamed(record, names)))
+    (other / "run.json").write_text(json.dumps(renamed(record, {record["ensemble"]: f"={NASTY}"})))
     return strange.run.parent
 
 

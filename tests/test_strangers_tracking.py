@@ -15,9 +15,10 @@ from conftest import TINY, Result
 
 from distilkit.errors import UserError
 from distilkit.observer import Observer
-from distilkit.recipe import Recipe, builtin, load, load_of_a_run
+from distilkit.recipe import Recipe, builtin, load
 from distilkit.recipe.sections import tracker_names
 from distilkit.recipe.tracker_options import ALLOWED
+from distilkit.runs import upgrade
 from distilkit.runs.run import Run
 from distilkit.training import tracking
 from distilkit.training.interrupt import Interrupted
@@ -296,7 +297,7 @@ def test_no_tracker_is_opened_with_what_nobody_typed(
         def note(self, message: str) -> None:
             heard.append(message)
 
-    read = load_of_a_run(tmp_path / "recipe.toml")
+    read, _ = upgrade.load(tmp_path / "recipe.toml")
     tracking.Tracking(("wandb",), read, tmp_path, 0, Hears()).start()
     assert recording.opened == []
     assert "nobody has typed tracking.options.wandb.entity" in heard[0]

@@ -27,9 +27,6 @@ from distilkit.runs.layout import begun
 
 MOST_RUNS = 50
 
-LARGEST_RECORD = 1 << 20
-"""Bytes of a run.json that is read for a key press; what is written of a run of a thousand classes is much less."""
-
 # Words that no shell takes for anything but themselves, quoted or not. None begins with a dash: no file's name becomes
 # an option. Names with other characters are left out; without an offer the shells complete files by themselves.
 _HARMLESS = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:+-]*")

@@ -37,11 +37,14 @@ def write_text(file: Path, text: str) -> None:
 def appearing(file: Path) -> Iterator[Path]:
     """Where to write what is to be `file`: it takes that name when the block ends, and goes where the block fails.
 
-    Raises `OSError` when it cannot be written, `UserError` where it can only be a folder.
+    Raises `OSError` when it cannot be written, `UserError` where it can only be a folder, or is a device or a pipe: the
+    finished file would take its place, `/dev/null`'s too.
     """
     # Its ending stays, by which writers choose a format.
     if not file.name:
         raise UserError(f"{file} is a folder, not a file", f"name the file: {file / 'FILE'}")
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise UserError(f"{file} is no plain file, and would be replaced", "name a file")
     partial = file.with_name(f".partial-{file.name}")
     try:
         # Whatever lies there of that name, a link that leads elsewhere perhaps, is not written through.

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from distilkit import methods
-from distilkit.errors import UserError
+from distilkit.errors import UserError, is_plain_file
 from distilkit.groups.normalize import Classifier, Normalize
 from distilkit.learners.build import build_learner
 from distilkit.learners.learner import Learner
@@ -529,6 +529,8 @@ def find(path: Path | None, runs: Path) -> Run | PrunedModel:
         problem = "does not exist"
         if path.exists():
             problem = "is a file; a run is a folder" if path.is_file() else "is not a run: it has no run.json"
+            if not path.is_dir() and not is_plain_file(path):
+                problem = "is not a plain file"
         near = [str(folder) for folder in _run_folders(path.parent)] or [str(folder) for folder in _run_folders(runs)]
         hint = f"there are: {', '.join(near[-5:])}" if near else "train one first: distilkit train quickstart"
         if path.is_file() and path.suffix in EXPORTED:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from distilkit.analysis.learner_cost import learner_cost
-from distilkit.errors import UserError
+from distilkit.errors import UserError, is_plain_file
 from distilkit.export.latency import (
     file_call,
     interleave,
@@ -92,6 +92,9 @@ def benchmark(
     FLOPs, for runs that exported both. Raises `UserError` for what is no file of a classifier, or cannot be
     compiled here.
     """
+    for path in paths:
+        if path.suffix in EXPORTED and path.exists() and not path.is_dir() and not is_plain_file(path):
+            raise UserError(f"{path} is not a plain file", "name an exported file, or a run")
     files = [path for path in paths if path.is_file()]
     folders: list[Path | None] = [path for path in paths if not path.is_file()]
     if compile and paths and not folders:

@@ -14,7 +14,7 @@ from typing import Any
 
 from distilkit import shipped
 from distilkit.errors import UserError, did_you_mean
-from distilkit.reading import LARGEST_RECIPE, UnreadableError, read_text
+from distilkit.reading import LARGEST_RECIPE, UnreadableError, read_text, read_toml
 
 _NAME_LINE = re.compile(r"^name[ \t]*=.*$", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -127,6 +127,8 @@ def _summary(name: str, file: Path, known: dict[str, Path]) -> shipped.Summary:
 
 def _read(file: Path) -> str:
     try:
+        read_toml(file, encoding="utf-8-sig")
         return read_text(file, LARGEST_RECIPE, encoding="utf-8-sig")
     except UnreadableError as error:
-        raise UserError(error.problem, "name a recipe's file") from error
+        problem = f"{file} cannot be read as a recipe: {error.reason}"
+        raise UserError(problem, f"distilkit train {file} --dry-run") from error

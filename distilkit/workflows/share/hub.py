@@ -197,10 +197,10 @@ def inspect(folder: Path, named: str) -> dict[str, Any]:
 def _require_plain(file: Path, limit: int, named: str | None = None) -> None:
     named = named or str(file)
     mode = file.lstat()
+    if not is_plain_file(file):
+        raise UserError(f"{named} is not a plain file", NOT_WHOLE)
     if stat.S_ISLNK(mode.st_mode):
         raise UserError(f"{named} is a link, which may lead anywhere", "put the file itself in its place")
-    if not is_plain_file(file):
-        raise UserError(f"{named} is not a file", NOT_WHOLE)
     if mode.st_size > limit:
         raise UserError(f"{named} has {mode.st_size:,} bytes; {limit:,} are allowed", NOT_WHOLE)
 
