@@ -1,6 +1,7 @@
 """What broke when somebody who had not mended the first faults looked for others in strangers' files."""
 
 import os
+import stat
 import struct
 import subprocess
 import sys
@@ -250,3 +251,14 @@ def test_pictures_are_the_same_converted_in_parts(monkeypatch: pytest.MonkeyPatc
     whole = np.asarray(pixels.to_rgb(image))
     monkeypatch.setattr(pixels, "_AT_ONCE", 100)
     assert (np.asarray(pixels.to_rgb(image)) == whole).all()
+
+
+def test_a_finished_file_never_takes_the_place_of_a_pipe_or_a_device(
+    one_run: Path, tmp_path: Path, distilkit: Callable[..., Result]
+) -> None:
+    os.mkfifo(tmp_path / "table.csv")
+    refused = distilkit("compare", one_run, "--format", "csv", "--output", tmp_path / "table.csv")
+    assert refused.status == 2
+    assert "no plain file" in refused.err
+    assert stat.S_ISFIFO((tmp_path / "table.csv").stat().st_mode)
+    assert distilkit("compare", one_run, "--format", "csv", "--output", tmp_path / "other.csv").status == 0
