@@ -212,6 +212,14 @@ def test_a_card_whose_header_cannot_be_read_is_left_as_it_is(
     assert not (tmp_path / "made").exists()
 
 
+def test_a_card_that_is_no_text_is_not_published(run: Path, tmp_path: Path, distilkit: Command) -> None:
+    (run / "README.md").write_bytes(bytes(range(256)))
+    refused = distilkit("push", run, "--to", tmp_path / "published")
+    assert refused.status == 2
+    assert "is not UTF-8 text" in " ".join(refused.err.split())
+    assert not (tmp_path / "published").exists()
+
+
 def test_dates_and_lists_of_the_user_in_a_cards_header_stay(run: Path) -> None:
     lines = "license: mit\ndate: 2026-11-30\nlanguages: [en, de]\n"
     change(run, "README.md", lambda text: text.replace("---\n", f"---\n{lines}", 1))
