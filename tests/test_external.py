@@ -538,7 +538,7 @@ def test_names_of_old_and_auxiliary_heads_are_read(tmp_path):
         "AuxLogits.fc.bias": torch.ones(1),
     }
     torch.save(state, tmp_path / "old.pth")
-    assert set(read_weights(tmp_path / "old.pth")) == {
+    assert set(read_weights(tmp_path / "old.pth").tensors) == {
         "features.denseblock1.denselayer2.norm1.weight",
         "features.denseblock1.denselayer2.conv2.weight",
         "features.transition1.norm.weight",

@@ -490,7 +490,7 @@ def test_a_teachers_pickle_is_refused_and_has_not_run(tmp_path: Path, distilkit:
         changes = (f"teacher.weights={tmp_path / name}", "teacher.architecture=resnet8")
         words = [word for change in changes for word in ("--set", change)]
         result = distilkit("train", "quickstart_one", *words, "--runs", tmp_path / "runs", "--device", "cpu")
-        refused(result, name, "without executing")
+        refused(result, name, "cannot be read")
     assert not (tmp_path / "sprung").exists()
     assert not (tmp_path / "runs").exists()
 

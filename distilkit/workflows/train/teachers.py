@@ -1,12 +1,14 @@
 """Opening the teachers that a recipe names. Training alone does this."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from distilkit.errors import SettingError, UserError
-from distilkit.learners.pretrained import read_weights
+from distilkit.learners.pretrained import fit, read_weights
 from distilkit.learners.teacher import Teacher
-from distilkit.models import own
+from distilkit.models import own, registry
+from distilkit.models.outline import outline
 from distilkit.recipe import ModelSection, Recipe, TeacherSection
 from distilkit.runs.data_record import DataRecord
 from distilkit.runs.run import PrunedModel, Run, find, finished_runs, stock_classifier
@@ -39,8 +41,8 @@ def name_code(recipe: Recipe, runs: Path) -> None:
     own.name_modules(names)
 
 
-def open_teacher(recipe: Recipe, data: DataRecord) -> Teacher | None:
-    """The teacher of a recipe, frozen, on the CPU; None where it has none.
+def open_teacher(recipe: Recipe, data: DataRecord, say: Callable[[str], None] | None = None) -> Teacher | None:
+    """The teacher of a recipe, frozen, on the CPU; None where it has none. `say`: see `pretrained.fit`.
 
     Raises `SettingError` on "teacher.run" or "teacher.weights" where it cannot be opened or does not know the data's
     classes, all of them, in their order; `UntrustedCodeError` where opening it would execute code without leave.
@@ -55,7 +57,11 @@ def open_teacher(recipe: Recipe, data: DataRecord) -> Teacher | None:
         file = Path(section.weights)
         own.require_trust(section.architecture, "opening the teacher")
         try:
-            return Teacher([stock_classifier(network, data, read_weights(file), file)])
+            weights = read_weights(file)
+            sizes = (section.architecture, len(data.classes), data.channels)
+            outlined = outline(*sizes)  # None for a user's own
+            own_state = outlined.state if outlined is not None else registry.create(*sizes).state_dict()
+            return Teacher([stock_classifier(network, data, fit(weights, own_state, say=say), file)])
         except SettingError as error:
             # The architecture is the teacher's here, not the student's.
             raise SettingError("teacher.architecture", error.problem, error.hint) from error

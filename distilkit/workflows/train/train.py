@@ -332,7 +332,7 @@ def _fit(
     try:
         with placed(recipe):
             check_settings(recipe, len(data.splits["train"].labels), accelerator.device, accelerator.num_processes)
-            teacher = open_teacher(recipe, run.data)
+            teacher = open_teacher(recipe, run.data, observer.note)
         with _memory_named(recipe, accelerator.num_processes, run.path):
             trainer = Trainer(recipe, learner, data, accelerator, run.path, observer, teacher)
             if saved:
@@ -541,7 +541,7 @@ def _start(recipe: Recipe, learner: Learner, observer: Observer) -> dict[str, An
     if recipe.model.pretrained is None:
         return None
     with placed(recipe):
-        found = start_from(learner.group, Path(recipe.model.pretrained))
+        found = start_from(learner.group, Path(recipe.model.pretrained), observer.note)
     observer.note(f"starting from {found['file']}; classifiers: {found['classifier']}")
     return found
 
