@@ -16,7 +16,7 @@ from torch import Tensor
 from distilkit.errors import SettingError, UserError, is_plain_file, require_plain_file
 from distilkit.groups.group import Group
 from distilkit.memory import free_memory
-from distilkit.models import external, registry
+from distilkit.models import registry
 from distilkit.models.outline import outline
 from distilkit.models.weights import read_tensors
 from distilkit.reading import opened_archive
@@ -206,13 +206,9 @@ def _remedy(state: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str) -
 
 
 def _architectures_of(state: Mapping[str, Tensor]) -> list[str]:
-    """Registered architectures, else torchvision's, whose names and shapes are the file's but for the classifier's."""
+    """Registered architectures whose names and shapes are the file's but for the classifier's."""
     candidates = [_without(prefix, state) for prefix in _prefixes(state)]
-    for names in (registry.names(), external.names("torchvision")):
-        found = [name for name in names if any(_is_of(candidate, name) for candidate in candidates)]
-        if found:
-            return found
-    return []
+    return [name for name in registry.names() if any(_is_of(candidate, name) for candidate in candidates)]
 
 
 def _is_of(state: Mapping[str, Tensor], architecture: str) -> bool:
