@@ -106,6 +106,21 @@ def usual_size(name: str) -> int:
     return int(config.input_size[-1]) if config and config.input_size else _USUAL_SIZE
 
 
+def constants(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation per channel with which the library's own weights were trained; None where it states none."""
+    check(name)
+    library, _, own = name.partition(":")
+    if library == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(own)
+        return (tuple(config.mean), tuple(config.std)) if config and config.mean and config.std else None
+    from torchvision import models
+
+    preset = models.get_model_weights(own).DEFAULT.transforms()
+    return (tuple(preset.mean), tuple(preset.std)) if hasattr(preset, "mean") and hasattr(preset, "std") else None
+
+
 @functools.cache
 def _listed(library: str) -> tuple[str, ...]:
     if library not in LIBRARIES:

@@ -335,6 +335,13 @@ def _teacher(found: Findings) -> TeacherSection | None:
         )
         hint = 'write run = "runs/...", or architecture = "..." and weights = "..."'
         found.fault(("teacher", given) if given else ("teacher",), f"{missing} is missing", hint)
+    if by_run:
+        for key in [key for key in ("mean", "std", "classes", "image_size") if key in table]:
+            problem = f"teacher.{key} is for teacher.weights; a run knows its own"
+            found.fault(("teacher", key), problem, f"leave {key} out")
+    elif ("mean" in table) != ("std" in table):
+        there, other = ("mean", "std") if "mean" in table else ("std", "mean")
+        found.fault(("teacher", there), f"teacher.{other} is missing", "mean and std belong together")
     section = validate(found, ("teacher",), TeacherSection, table)
     return section if isinstance(section, TeacherSection) else None
 

@@ -163,6 +163,30 @@ class TeacherSection(_Section):
         description="That file: `.safetensors`, or a state dict in a `.pth` file.",
         json_schema_extra={"default": "none"},
     )
+    mean: Annotated[tuple[float, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="Of `weights`: the mean per channel, of images in [0, 1], that they were trained with.",
+        json_schema_extra={"default": "torchvision's and timm's own for their networks, else the data's"},
+    )
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = Field(
+        None, description="The same for the deviation.", json_schema_extra={"default": "as `mean`"}
+    )
+    classes: Text | tuple[Text, ...] | None = Field(
+        None,
+        description="Of `weights`: the classes in the order of its logits, or a text file with one to a line. It may "
+        "know more classes than the data have.",
+        json_schema_extra={"default": "the data's, in their order"},
+    )
+    image_size: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Of `weights`: images are resized to so many pixels to a side for it.",
+        json_schema_extra={"default": "the data's"},
+    )
+    allow_weak: bool = Field(
+        False, description="Train even where the teacher seems useless, or its weights read wrongly."
+    )
     temperature: float = Field(3.0, gt=0, description="Divides the logits of teacher and student.")
     weight: float = Field(1.0, ge=0, description="Weight of the teacher's term; the method's ramp does not touch it.")
     rampup_epochs: Epochs = Field(0, description="Its own ramp: epochs, or a fraction of the run; 0: none.")
