@@ -1,6 +1,5 @@
 """A teacher is measured before students learn from it: wrong constants, classes, channels and useless weights."""
 
-
 import re
 
 import numpy as np

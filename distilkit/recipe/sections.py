@@ -209,6 +209,16 @@ class TrainSection(_Section):
     ema: float = Field(
         0.0, ge=0, lt=1, description="Decay per step of a moving average of the weights, which is deployed; 0: none."
     )
+    ema_warmup: bool = Field(
+        True, description="In step n the average's decay is at most (1 + n) / (10 + n), so that it can follow."
+    )
+    recalibrate: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="Recompute batch norm's statistics on so many training images whenever weights are evaluated or "
+        "saved; 0: not.",
+    )
     compile: bool = Field(
         False,
         description="Compile the losses with `torch.compile`, for minutes before the first step; needs a C++ compiler.",

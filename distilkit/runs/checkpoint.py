@@ -33,7 +33,8 @@ STATE = "state.json"
 FORMAT = 1
 _CHANGED = "its contents do not match their digest: it was cut short or changed"
 LONGEST_POINTER = 200  # bytes
-PARTS = ("group", "method", "optimizer", "raw")
+PARTS = ("group", "method", "optimizer", "raw", "average")
+OPTIONAL = ("raw", "average")
 # What an optimizer keeps for a parameter.
 _ENTRIES: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.SGD: {"momentum_buffer"},
@@ -46,7 +47,8 @@ class Checkpoint:
     """What a training needs to go on.
 
     `tensors`: by file. `group` and `method` are what is deployed; `optimizer` its state; with a moving average of the
-    weights, which is what is deployed then, `raw` holds the weights that train. `state`: where the run stands.
+    weights, or recalibrated batch norm, which is what is deployed then, `raw` holds the weights that train; with both
+    `average` holds the average. `state`: where the run stands.
     """
 
     tensors: dict[str, dict[str, Tensor]]
@@ -147,7 +149,7 @@ def load(path: Path) -> Checkpoint:
     state = load_state(path)
     if not _is_whole(state):
         raise _damaged(path / STATE, "it does not say where the training stands")
-    parts = [part for part in PARTS if part != "raw" or f"{part}.safetensors" in state["sha256"]]
+    parts = [part for part in PARTS if part not in OPTIONAL or f"{part}.safetensors" in state["sha256"]]
     return Checkpoint({part: _load_tensors(path, f"{part}.safetensors", state) for part in parts}, state)
 
 

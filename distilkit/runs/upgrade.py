@@ -15,7 +15,7 @@ from distilkit.recipe import Recipe
 from distilkit.recipe.removed import REMOVED
 from distilkit.recipe.toml_lines import Key
 
-BORN_LATER: Mapping[Key, object] = {}
+BORN_LATER: Mapping[Key, object] = {("train", "ema_warmup"): False}
 """By key: the value that stands for the behaviour of the versions without it."""
 
 

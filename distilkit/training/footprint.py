@@ -16,8 +16,8 @@ def checkpoint_bytes(recipe: Recipe, learner: Learner) -> int:
     `state.json`, some kilobytes, comes on top.
     """
     parts = [learner.group.state_dict(), learner.method.state_dict(), _optimizer_state(recipe, learner)]
-    if recipe.train.ema:
-        parts.append(learner.state_dict())
+    # The weights that train, where others are deployed; and the average, where it is recalibrated.
+    parts += [learner.state_dict()] * (bool(recipe.train.ema) + bool(recipe.train.recalibrate))
     return sum(file_bytes(part) for part in parts)
 
 

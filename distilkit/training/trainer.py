@@ -6,6 +6,7 @@ and the optimizer, so a run that was cut off continues from its checkpoint as if
 """
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distilkit.data.datasets import DataSpec, ImageData
 from distilkit.data.decoding import ImagesLostError
@@ -34,6 +34,8 @@ from distilkit.runs import checkpoint as checkpoints
 from distilkit.runs import layout as files
 from distilkit.runs import metrics as log
 from distilkit.training import schedule
+from distilkit.training.average import MovingAverage
+from distilkit.training.deployed import recalibrate
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.interrupt import Interrupted, StopRequest, stop_requests
 from distilkit.training.processes import deterministic, lost_ones_named
@@ -127,7 +129,9 @@ class Trainer:
         # Channels last is how the convolutions of CPUs and tensor cores read memory: 1.2 to 1.5 x on two Zen 5 cores.
         self.learner = learner.to(device).to(memory_format=torch.channels_last)
         keep_layout(self.learner)
-        self.average = _moving_average(self.learner, settings.ema) if settings.ema else None
+        self.average = MovingAverage(self.learner, settings.ema, warmup=settings.ema_warmup) if settings.ema else None
+        self.recalibrated = copy.deepcopy(self.learner) if settings.recalibrate else None
+        self.recalibrated_at = -1
         source = training_source(
             data.splits["train"], recipe.data.storage, augment=recipe.data.augment, seed=seed, device=device
         )
@@ -147,10 +151,23 @@ class Trainer:
         """Updates in one epoch."""
         return len(self.bounds)
 
-    @property
     def deployed(self) -> Learner:
-        """What is evaluated and deployed: the moving average of the weights where there is one."""
-        return self.average.module if self.average else self.learner  # type: ignore[return-value]
+        """What is evaluated and deployed now.
+
+        The moving average of the weights where there is one; with `recalibrate` a copy whose batch norm has its
+        statistics from fixed training images. All processes call this together.
+        """
+        learner: Learner = self.average.module if self.average else self.learner  # type: ignore[assignment]
+        if self.recalibrated is None:
+            return learner
+        if self.recalibrated_at != self.progress.step:
+            self.recalibrated.load_state_dict(learner.state_dict())
+            settings, split = self.recipe.train, self.data.splits["train"]
+            # As many images as batch norm normalises together in training.
+            size = max(2, settings.batch_size // (self.accelerator.num_processes * settings.accumulation))
+            recalibrate(self.recalibrated.group, split, settings.recalibrate, size, self.accelerator)
+            self.recalibrated_at = self.progress.step
+        return self.recalibrated
 
     def fit(self) -> None:
         """Train from where `progress` stands to the last epoch."""
@@ -224,9 +241,10 @@ class Trainer:
         }
         if (epoch + 1) % recipe.evaluate_epochs == 0 or epoch + 1 == recipe.epochs:
             self._share_buffers()
+            deployed = self.deployed()
             for split in ("validation", "test"):
                 if split in self.data.splits:
-                    line[split] = evaluate_members(self.deployed, self.data.splits[split], self.accelerator)
+                    line[split] = evaluate_members(deployed, self.data.splits[split], self.accelerator)
         self.progress.sums = {}
         self._finish_epoch(epoch + 1, line)
         signum, due = self._agree(stop)
@@ -372,7 +390,7 @@ class Trainer:
         """Give every process the main one's batch norm statistics, which each has measured on its own images."""
         if self.accelerator.num_processes > 1:
             # In one order on every process, which a set would not have.
-            for module in dict.fromkeys((self.learner, self.deployed)):
+            for module in (self.learner, self.average) if self.average else (self.learner,):
                 for buffer in module.buffers():
                     torch.distributed.broadcast(buffer, src=0)
 
@@ -389,6 +407,7 @@ class Trainer:
         name = f"step_{self.progress.step}"
         if name == self.saved_name:
             return name
+        deployed = self.deployed()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -400,13 +419,15 @@ class Trainer:
                 "scaler": scaler.state_dict() if scaler else None,
             }
             tensors = {
-                "group": self.deployed.group.state_dict(),
-                "method": self.deployed.method.state_dict(),
+                "group": deployed.group.state_dict(),
+                "method": deployed.method.state_dict(),
                 "optimizer": checkpoints.optimizer_tensors(self.update.optimizer, self.parameter_names),
             }
-            if self.average:
+            if self.average or self.recalibrated is not None:
                 tensors["raw"] = self.learner.state_dict()
-                state["averaged_steps"] = int(self.average.n_averaged)
+                state["averaged_steps"] = self.average.steps if self.average else 0
+            if self.average and self.recalibrated is not None:
+                tensors["average"] = self.average.module.state_dict()
             checkpoints.save(self.checkpoints, name, checkpoints.Checkpoint(tensors, state), self.progress.pins)
         self.accelerator.wait_for_everyone()
         self.saved_at, self.saved_name = time.monotonic(), name
@@ -429,9 +450,9 @@ class Trainer:
         try:
             # An average that the recipe has only now begins with the next step; one that it has no more is dropped.
             self.learner.load_state_dict(saved.tensors.get("raw", deployed))
-            if self.average and "raw" in saved.tensors:
-                self.average.module.load_state_dict(deployed)
-                self.average.n_averaged.fill_(saved.state["averaged_steps"])
+            if self.average and saved.state.get("averaged_steps"):
+                self.average.module.load_state_dict(saved.tensors.get("average", deployed))
+                self.average.steps = saved.state["averaged_steps"]
         except RuntimeError as error:
             raise UserError(
                 f"the checkpoint's weights do not fit the recipe: {' '.join(str(error).split())[:500]}",
@@ -464,13 +485,6 @@ def _varied(
         mixup=section.mixup,
         cutmix=section.cutmix,
     )
-
-
-def _moving_average(learner: Learner, decay: float) -> AveragedModel:
-    """theta_ema <- decay theta_ema + (1 - decay) theta after every step; batch norm's statistics likewise."""
-    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    average = AveragedModel(learner, multi_avg_fn=update, use_buffers=True)
-    return average.requires_grad_(False)
 
 
 def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
