@@ -11,14 +11,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
 
 from distilkit._version import __version__
 from distilkit.analysis.cost import named_uses
 from distilkit.analysis.learner_cost import LearnerCost, learner_cost
 from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
-from distilkit.data.storage import Storage, choose, processes_here
 from distilkit.errors import UserError, first_line, out_of_memory
 from distilkit.groups.group import BranchGroup
 from distilkit.groups.normalize import Normalize
@@ -35,12 +33,12 @@ from distilkit.runs.run import RECIPE, Run, written_by_us_alone
 from distilkit.threads import threads as computing_threads
 from distilkit.training import compiled, tracking
 from distilkit.training import precision as precisions
-from distilkit.training import threads as thread_counts
 from distilkit.training.footprint import checkpoint_bytes
 from distilkit.training.interrupt import Interrupted, signum_of
 from distilkit.training.processes import from_main, is_main, join, lost_ones_named, make_accelerator
 from distilkit.training.trainer import Trainer, check_settings
 from distilkit.workflows.share.cards import finished_card, refresh
+from distilkit.workflows.train.resolve import Resolved, as_begun, resolve
 from distilkit.workflows.train.teachers import name_code, open_teacher, resolve_teacher
 
 PACKAGES = ("torch", "torchvision", "accelerate", "fvcore", "onnx", "onnxruntime", "safetensors", "numpy")
@@ -70,7 +68,7 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     cost = learner_cost(learner, spec.channels, spec.size, teacher)
     root = Path(recipe.data.root)
     present, where = datasets.presence(recipe.data.dataset, root, download=recipe.data.download)
-    storage, why = _storage(recipe, spec, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    resolved = resolve(recipe, spec, cost, torch.device("cuda" if torch.cuda.is_available() else "cpu"), 1)
     balance = datasets.balances(recipe.data.dataset, root, spec.classes) if present else {}
     return {
         "recipe": recipe.name,
@@ -88,14 +86,15 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
             "classes": len(spec.classes),
             "present": present,
             "where": where,
-            "storage": storage,
-            "storage_reason": why,
+            "storage": resolved.recipe.data.storage,
+            "storage_reason": resolved.storage_reason,
             "balance": balance,
             "remarks": datasets.remarks(balance),
         },
         "teacher_missing": note,
         "tracking": tracking.destinations(recipe),
         "epochs": recipe.train.epochs,
+        **resolved.described(),
     }
 
 
@@ -109,7 +108,6 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     here = join(device)
     # The network before the data: a wrong split point must not cost a download first.
     spec = _spec(recipe)
-    recipe = _with_storage(recipe, spec, here, observer)
     with placed(recipe):
         tracking.check(recipe)
         precisions.check(recipe.train.precision, here.device)
@@ -121,13 +119,16 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     with placed(recipe):
         teacher = _teacher(recipe, spec)
     cost = _counted(learner, spec, teacher, observer)
+    # By the main process, for all and for every resumption.
+    resolved: Resolved = from_main(
+        resolve(recipe, spec, cost, here.device, here.num_processes) if here.is_main_process else None
+    )
+    recipe = resolved.recipe
+    if recipe.data.storage == "stream":
+        observer.note(f"streaming {spec.name}: {resolved.storage_reason}")
     with here.main_process_first():
         data = _load(recipe)
     _normalise_for(learner, data)
-    with _memory_named(recipe, here.num_processes):
-        threads, thread_probe = _threads(recipe, learner, data, here, observer)
-        with computing_threads(threads):
-            recipe, probe = _with_precision(recipe, learner, data, here)
     with placed(recipe):
         check_settings(recipe, len(data.splits["train"].labels), here.device, here.num_processes)
     compiled.check(recipe, here.device)
@@ -142,8 +143,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
                 "command": command,
                 "device": _device_name(here.device),
                 "processes": here.num_processes,
-                "precision": {"used": recipe.train.precision, "probe_seconds": probe},
-                "threads": {"used": threads, "probe_seconds": thread_probe},
+                **resolved.described(),
                 "pretrained": pretrained,
                 "state": "running",
                 **_described(recipe, learner, cost, data_record(recipe, data)),
@@ -162,21 +162,13 @@ def train_seeds(
 ) -> dict[str, Any]:
     """Train a recipe once for each seed, in sibling runs named after them; the runs' figures, with mean and deviation.
 
-    Errors in percent; the deviation is the sample's, over seeds. Where the precision is left to the probe, the first
-    training's counts for all: `compare` takes other precisions for other recipes. Raises like `train`.
+    Errors in percent; the deviation is the sample's, over seeds. Raises like `train`.
     """
     documents: list[dict[str, Any]] = []
     for seed in seeds:
         observer.note(f"seed {seed}")
         documents.append(train(sibling(recipe, seed), runs, device=device, command=command, observer=observer))
-        if recipe.train.precision == "auto":
-            recipe = _with_precision_of(Run.open(Path(documents[0]["run"])), recipe)
     return summary_of_seeds(seeds, documents, observer)
-
-
-def _with_precision_of(run: Run, recipe: Recipe) -> Recipe:
-    settings = recipe.train.model_copy(update={"precision": run.recipe.train.precision})
-    return recipe.model_copy(update={"train": settings})
 
 
 def sibling(recipe: Recipe, seed: int) -> Recipe:
@@ -271,16 +263,10 @@ def _continue(
                 "train the changed recipe from its beginning: leave --resume out",
             )
         observer.note(f"continuing with a changed recipe: {'; '.join(changes)}")
-        if recipe.train.precision == "auto":
-            recipe = _with_precision_of(run, recipe)
-        if recipe.data.storage == "auto":
-            recipe = _stored(recipe, run.data.storage)
-        run.recipe = recipe
+        run.recipe = as_begun(recipe, run)
     elif recipe is not None:
         run.recipe = run.recipe.with_tracking_of(recipe)
-    if run.recipe.data.storage == "auto":
-        # A run of before storage could be chosen: what it knew.
-        run.recipe = _stored(run.recipe, run.data.storage)
+    run.recipe = as_begun(run.recipe, run)
     with placed(run.recipe):
         tracking.check(run.recipe, path)
         precisions.check(run.recipe.train.precision, here.device)
@@ -347,8 +333,9 @@ def _fit(
             if main:
                 run.update(state="running")
             begun = True
+            assert recipe.train.threads != "auto"
             # As many as it began with, so that a resumed run adds up in the same order.
-            with computing_threads(run.record.get("threads", {}).get("used")):
+            with computing_threads(recipe.train.threads):
                 trainer.fit()
         observer.training_finished()
         if main:
@@ -471,23 +458,6 @@ def _spec(recipe: Recipe) -> datasets.DataSpec:
         return datasets.spec(data.dataset, Path(data.root), data.image_size, data.channels)
 
 
-def _storage(recipe: Recipe, spec: datasets.DataSpec, device: torch.device) -> tuple[Storage, str]:
-    with placed(recipe):
-        return choose(recipe.data.storage, spec, recipe.data.augment, device, processes_here())
-
-
-def _with_storage(recipe: Recipe, spec: datasets.DataSpec, here: PartialState, observer: Observer) -> Recipe:
-    """The recipe with `storage = "auto"` decided by the main process, for all and for every resumption."""
-    storage, why = from_main(_storage(recipe, spec, here.device) if here.is_main_process else None)
-    if storage == "stream":
-        observer.note(f"streaming {spec.name}: {why}")
-    return _stored(recipe, storage)
-
-
-def _stored(recipe: Recipe, storage: Storage) -> Recipe:
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"storage": storage})})
-
-
 def _load(recipe: Recipe, known: DataRecord | None = None, *, prepare: bool = True) -> ImageData:
     """Read the recipe's splits.
 
@@ -551,40 +521,6 @@ def _normalise_for(learner: Learner, data: ImageData) -> None:
     if data.spec.mean is None or data.spec.std is None:
         raise ValueError("loading the training images tells their mean and deviation")
     learner.group.normalize = Normalize(data.spec.mean, data.spec.std)
-
-
-def _threads(
-    recipe: Recipe, learner: Learner, data: ImageData, here: PartialState, observer: Observer
-) -> tuple[int | None, dict[str, float] | None]:
-    """How many threads a step takes on a CPU, and the probe's medians in seconds a step; None: torch's own affair."""
-    if here.num_processes > 1 or recipe.train.deterministic or not thread_counts.may_choose(here.device):
-        return None, None
-    count, seconds = thread_counts.choose(learner, *_first_batch(recipe, learner, data, here))
-    if count == 1:
-        observer.note("one thread computes: on this machine, as busy as it is, several are slower")
-    return count, seconds
-
-
-def _first_batch(recipe: Recipe, learner: Learner, data: ImageData, here: PartialState) -> tuple[Tensor, Tensor]:
-    """Images and labels for a probe, as many as a step has; the learner goes where they are."""
-    count = max(2, recipe.train.batch_size // (here.num_processes * recipe.train.accumulation))
-    train = data.splits["train"]
-    learner.to(here.device).to(memory_format=torch.channels_last)
-    return train.images[:count].to(here.device), train.labels[:count].to(here.device)
-
-
-def _with_precision(
-    recipe: Recipe, learner: Learner, data: ImageData, here: PartialState
-) -> tuple[Recipe, dict[str, float] | None]:
-    """The recipe with `precision = "auto"` decided by the main process, and the probe's medians in seconds a step."""
-    if recipe.train.precision != "auto":
-        return recipe, None
-    found = None
-    if here.is_main_process:
-        found = precisions.choose(learner, *_first_batch(recipe, learner, data, here))
-    chosen, seconds = from_main(found)
-    settings = recipe.train.model_copy(update={"precision": chosen})
-    return recipe.model_copy(update={"train": settings}), seconds
 
 
 def _teacher(recipe: Recipe, spec: datasets.DataSpec) -> Teacher | None:
