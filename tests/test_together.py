@@ -18,7 +18,8 @@ from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.runs.run import Run
 from distilkit.workflows.train.parallel_seeds import _Told
-from distilkit.workflows.train.train import sibling, train
+from distilkit.workflows.train.seeds import sibling
+from distilkit.workflows.train.train import train
 
 Command = Callable[..., Result]
 TRAIN = (sys.executable, "-m", "distilkit", "train", "tiny.toml")

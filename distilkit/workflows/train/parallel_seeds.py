@@ -24,8 +24,9 @@ from distilkit.models import own
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.training.interrupt import Interrupted, stop_requests
+from distilkit.workflows.train.seeds import sibling, summary_of_seeds
 from distilkit.workflows.train.teachers import name_code
-from distilkit.workflows.train.train import sibling, summary_of_seeds, train
+from distilkit.workflows.train.train import train
 from distilkit.working_folder import SAFE_PATH, environment
 
 _LOOK_SECONDS = 0.2
@@ -34,7 +35,7 @@ _LOOK_SECONDS = 0.2
 def train_together(
     recipe: Recipe, seeds: Sequence[int], runs: Path, *, device: str, command: str, observer: Observer
 ) -> dict[str, Any]:
-    """Do what `train.train_seeds` does, all seeds at once; on a CPU with an equal share of the cores each.
+    """Do what `seeds.train_seeds` does, all seeds at once; on a CPU with an equal share of the cores each.
 
     Raises `UserError` where one of them does, after the others have saved; `Interrupted` for the first that a signal
     stopped, whose `run` is its; the observer is told of the others. `RuntimeError` if one ended without a word.

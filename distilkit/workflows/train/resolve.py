@@ -1,7 +1,6 @@
 """What a recipe leaves open ("auto"), decided for a machine; and for a run that goes on, as it began."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,28 +14,17 @@ from distilkit.runs.run import Run
 from distilkit.training import precision, threads
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """A recipe that leaves nothing open, and why precision, threads and storage are as they are, in a few words.
+class Reasons(NamedTuple):
+    """Why these are as they are, in a few words; None where the recipe says so itself."""
 
-    A reason is None where the recipe itself said so.
-    """
-
-    recipe: Recipe
-    precision_reason: str | None
-    threads_reason: str | None
-    storage_reason: str
-
-    def described(self) -> dict[str, Any]:
-        """What run.json and a dry run say of it."""
-        train = self.recipe.train
-        return {
-            "precision": {"used": train.precision, "reason": self.precision_reason},
-            "threads": {"used": train.threads, "reason": self.threads_reason},
-        }
+    precision: str | None = None
+    threads: str | None = None
+    storage: str | None = None
 
 
-def resolve(recipe: Recipe, spec: DataSpec, cost: LearnerCost, device: torch.device, processes: int) -> Resolved:
+def resolve(
+    recipe: Recipe, spec: DataSpec, cost: LearnerCost, device: torch.device, processes: int
+) -> tuple[Recipe, Reasons]:
     """Decide what the recipe leaves open, by rules: the same machine always decides alike, however busy it is.
 
     `processes`: of the whole training. Raises `UserError` where what the recipe asks for cannot be had.
@@ -53,7 +41,7 @@ def resolve(recipe: Recipe, spec: DataSpec, cost: LearnerCost, device: torch.dev
         chosen["threads"], why_threads = threads.choose(work, device, processes_here())
     data = recipe.data.model_copy(update={"storage": storage})
     recipe = recipe.model_copy(update={"data": data, "train": train.model_copy(update=chosen)})
-    return Resolved(recipe, why_precision, why_threads, why_storage)
+    return recipe, Reasons(why_precision, why_threads, why_storage)
 
 
 def as_begun(recipe: Recipe, run: Run) -> Recipe:
