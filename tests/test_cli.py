@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import distilkit as package
 from distilkit.workflows.evaluation import evaluate as evaluate_workflow
-from distilkit.workflows.train import train as train_workflow
+from distilkit.workflows.train import fit as train_workflow
 
 Command = Callable[..., Result]
 COMMANDS = (

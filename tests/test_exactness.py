@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distilkit.errors import SettingError, UserError
+from distilkit.learners.build import build_learner
 from distilkit.models import registry
 from distilkit.models.resnet_cifar import resnet8
 from distilkit.observer import Observer
@@ -28,7 +29,7 @@ from distilkit.runs.run import Run
 from distilkit.training.evaluate import evaluate_members
 from distilkit.training.processes import make_accelerator
 from distilkit.training.trainer import Trainer, check_settings
-from distilkit.workflows.train import train as workflow
+from distilkit.workflows.train import fit as workflow
 from distilkit.workflows.train.train import resume, train
 
 Command = Callable[..., Result]
@@ -231,7 +232,7 @@ def with_accumulation(folder: Path, parts: int, *settings: str) -> Path:
 
 def distance_from_start(run: Path) -> float:
     opened = Run.open(run)
-    start = workflow.build_learner(opened.recipe, opened.data.spec()).group.state_dict()
+    start = build_learner(opened.recipe, opened.data.spec()).group.state_dict()
     return max(float((value - start[key]).abs().max()) for key, value in tensors_of_group(run).items())
 
 
@@ -497,7 +498,9 @@ def test_an_accepted_change_is_trained_and_written_down(
     (noted,) = run.record["recipe_changes"]
     assert noted["after"] == "step_8"
     assert sorted(noted["changes"]) == ["method.temperature was 3.0, now 5.0", "train.epochs was 2, now 3"]
-    assert run.recipe == tiny("method.temperature=5.0", "train.epochs=3", "data.storage=resident")
+    assert run.recipe == tiny(
+        "method.temperature=5.0", "train.epochs=3", "data.storage=resident", f"train.threads={run.recipe.train.threads}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -635,7 +635,7 @@ def test_a_run_without_checkpoint_begins_again_from_the_same_file_only(recipe, p
 
 def test_missing_weights_are_a_fault_with_its_line_before_any_data_is_read(recipe, tmp_path, monkeypatch):
     asked = recipe("model.pretrained=nowhere.pth")
-    monkeypatch.setattr("distilkit.workflows.train.train._load", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("distilkit.workflows.train.train.load", lambda *_: pytest.fail("read"))
     with pytest.raises(UserError) as caught:
         train(asked, tmp_path / "runs", device="cpu", command="", observer=Observer())
     (fault,) = caught.value.faults

@@ -29,7 +29,7 @@ from distilkit.runs import atomic as writing
 from distilkit.runs import checkpoint as checkpoints
 from distilkit.runs import run as runs
 from distilkit.runs.run import Run
-from distilkit.training import precision, processes
+from distilkit.training import processes
 from distilkit.training.interrupt import Interrupted
 from distilkit.training.trainer import Trainer
 from distilkit.workflows.deploy import predict as prediction
@@ -334,15 +334,14 @@ CPU = RuntimeError(
 
 
 @pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()], ids=["CUDA", "CPU", "Python"])
-@pytest.mark.parametrize("where", ["step", "probe"])
 def test_too_little_memory_says_which_batch_to_try(
-    where: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilkit: Command
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilkit: Command
 ) -> None:
     def fails(*args: object, **kwargs: object) -> None:
         raise error
 
-    (tmp_path / "tiny.toml").write_text(TINY.replace('"fp32"', '"auto"' if where == "probe" else '"fp32"'))
-    monkeypatch.setattr(*((Trainer, "_step") if where == "step" else (precision, "timed_step")), fails)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    monkeypatch.setattr(Trainer, "_step", fails)
     words = ("train", tmp_path / "tiny.toml", "--device", "cpu", "--json", "--runs", tmp_path / "runs")
     result = distilkit(*words, "--set", "train.accumulation=2")
     assert result.status == 2, result.err
@@ -350,9 +349,8 @@ def test_too_little_memory_says_which_batch_to_try(
     assert "too little memory for this training in 128 images at a time" in told["message"]
     assert "--set train.accumulation=4 (the batch stays 256, computed 64 images at a time)" in told["hint"]
     assert "--set train.batch_size=128" in told["hint"]
-    if where == "step":
-        (run,) = (tmp_path / "runs").iterdir()
-        assert Run.open(run).record["state"] == "failed"
+    (run,) = (tmp_path / "runs").iterdir()
+    assert Run.open(run).record["state"] == "failed"
 
 
 def test_what_ran_out_of_memory_goes_on_with_a_batch_in_more_parts(

@@ -25,6 +25,7 @@ ROOMS = [
     "shipped",
     "reading",
     "threads",
+    "hardware",
     "memory",
     "working_folder",
     "observer",

@@ -32,7 +32,7 @@ from distilkit.runs import checkpoint as checkpoints
 from distilkit.runs.run import Run
 from distilkit.training.optimizer import decay_groups, make_optimizer
 from distilkit.training.trainer import Trainer
-from distilkit.workflows.train import train as workflow
+from distilkit.workflows.train import fit as workflow
 from distilkit.workflows.train.train import resume, train
 
 CPU = torch.device("cpu")

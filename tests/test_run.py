@@ -81,7 +81,8 @@ def test_the_folder_is_named_after_the_recipe_and_the_time(one_run: Path, baseli
 def test_the_recipe_in_the_run_is_complete_and_the_one_that_was_trained(
     one_run: Path, tiny: Callable[..., Recipe], tmp_path: Path
 ):
-    trained = tiny("train.epochs=6", "data.storage=resident")
+    used = Run.open(one_run).record["threads"]["used"]
+    trained = tiny("train.epochs=6", "data.storage=resident", f"train.threads={used}")
     kept = load(one_run / "recipe.toml")
     assert kept == trained
     assert kept.digest() == trained.digest()

@@ -68,11 +68,10 @@ def answered(ended: object, signum: int) -> None:
 
 BEFORE = (
     Moment("call distilkit.recipe:load", 1, INT),
-    Moment("call distilkit.workflows.train.train:build_learner", 1, TERM),
+    Moment("call distilkit.workflows.train.prepare:build_learner", 1, TERM),
     Moment("call distilkit.data.datasets:load", 1, INT),
     Moment("call sklearn.datasets:load_digits", 1, TERM),
-    Moment("call distilkit.training.precision:timed_step", 3, INT),
-    Moment("call distilkit.training.precision:timed_step", 6, TERM),
+    Moment("call distilkit.training.precision:choose", 1, INT),
 )
 
 
@@ -96,11 +95,11 @@ def test_ctrl_c_while_images_are_decoded(harness: Harness, image_folder: Path, t
 
 
 DURING = (
-    Moment("call distilkit.workflows.train.train:Trainer", 1, TERM),
+    Moment("call distilkit.workflows.train.fit:Trainer", 1, TERM),
     Moment("call distilkit.runs.metrics:keep_until", 1, INT),
     Moment("step", 1, INT),
-    Moment("call distilkit.workflows.train.train:_final", 1, TERM),
-    Moment("call distilkit.workflows.train.train:finished_card", 1, INT),
+    Moment("call distilkit.workflows.train.fit:_final", 1, TERM),
+    Moment("call distilkit.workflows.train.fit:finished_card", 1, INT),
 )
 
 
@@ -134,7 +133,7 @@ def test_two_signals_in_a_row_before_the_first_step(
 ) -> None:
     """The second comes while the first is being answered, or is the one that is answered: no traceback either way."""
     moments = [
-        Moment("call distilkit.training.precision:timed_step", 2, INT),
+        Moment("call distilkit.training.precision:choose", 1, INT),
         Moment("call distilkit.cli.console:report_interruption", 1, second),
     ]
     ended = harness.run(*arguments, "--runs", tmp_path / "runs", moments=moments)

@@ -1,5 +1,7 @@
-"""How many threads compute: decided by a probe, kept for the whole run, nobody else's affair."""
+"""How many threads compute: by a rule, kept for the whole run, nobody else's affair."""
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,35 +10,38 @@ import pytest
 import torch
 from conftest import Result, train_tiny
 
+from distilkit import hardware
+from distilkit.analysis.learner_cost import learner_cost
+from distilkit.data import datasets
+from distilkit.learners.build import build_learner
 from distilkit.observer import Observer
+from distilkit.recipe import load
 from distilkit.runs.run import Run
-from distilkit.threads import threads as computing_threads
 from distilkit.training import threads
 from distilkit.training.interrupt import Interrupted
 from distilkit.training.trainer import Trainer
+from distilkit.workflows.comparison.recipe_groups import grouped
 from distilkit.workflows.train.train import resume
+
+DATA = Path(__file__).parent / "data"
+BILLION = 10**9
 
 
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cores as far as torch can tell, with nothing decided by the environment; everything computes on one."""
+    """Two cores as far as anybody can tell, with nothing decided by the environment; everything computes on one."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     count = [2]
     monkeypatch.setattr(torch, "get_num_threads", lambda: count[0])
     monkeypatch.setattr(torch, "set_num_threads", lambda number: count.__setitem__(0, number))
+    monkeypatch.setattr(hardware, "affinity", lambda: 2)
+    monkeypatch.setattr(hardware, "cpu_quota", lambda: None)
 
 
-class Probe:
-    """Stands in for timing: seconds by number of threads; notes what it was asked."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> None:
-        self.asked: list[int] = []
-
-        def timed(*_: Any) -> float:
-            self.asked.append(torch.get_num_threads())
-            return seconds[torch.get_num_threads()]
-
-        monkeypatch.setattr(threads, "timed_step", timed)
+@pytest.fixture
+def any_work_is_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny network of the tests counts as a large one."""
+    monkeypatch.setattr(threads, "SHARE", 1)
 
 
 @pytest.fixture
@@ -53,133 +58,180 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.usefixtures("two_threads")
-def test_one_thread_computes_where_two_are_slower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]
+@pytest.mark.parametrize(
+    ("multiply_adds", "cores", "quota", "processes", "expected"),
+    [
+        (0, 1, None, 1, 1),
+        (0, 64, None, 1, 1),
+        (BILLION, 64, None, 1, 1),
+        (4 * BILLION - 1, 64, None, 1, 1),
+        (4 * BILLION, 64, None, 1, 2),
+        (26 * BILLION, 1, None, 1, 1),
+        (26 * BILLION, 2, None, 1, 2),
+        (26 * BILLION, 8, None, 1, 8),
+        (26 * BILLION, 64, None, 1, 13),
+        (10**14, 64, None, 1, 64),
+        (10**14, 64, 4.0, 1, 4),
+        (10**14, 64, 2.9, 1, 2),
+        (10**14, 64, 0.5, 1, 1),
+        (10**14, 2, 8.0, 1, 2),
+        (10**14, 64, None, 4, 16),
+        (10**14, 64, 8.0, 4, 2),
+        (10**14, 2, None, 4, 1),
+        (None, 16, None, 1, 16),
+        (None, 16, 4.0, 2, 2),
+    ],
+)
+def test_threads_follow_from_work_cores_quota_and_processes(
+    multiply_adds: int | None, cores: int, quota: float | None, processes: int, expected: int
 ) -> None:
-    probe = Probe(monkeypatch, {1: 1.0, 2: 2.0})
+    assert threads.thread_count(multiply_adds, cores, quota, processes) == expected
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_baseline", "quickstart_one", "quickstart_clilr"])
+def test_the_quickstarts_networks_take_one_thread_on_any_machine(name: str) -> None:
+    assert _count(name) == 1
+
+
+def test_the_papers_networks_take_several_threads() -> None:
+    assert _count("baseline_resnet32") == 13
+    assert _count("one_resnet32") == 21
+
+
+def _count(name: str) -> int:
+    recipe = load(name)
+    spec = datasets.spec(recipe.data.dataset, Path(recipe.data.root))
+    learner = build_learner(recipe, spec)
+    work = threads.step_multiply_adds(learner_cost(learner, spec.channels, spec.size), recipe.train.batch_size)
+    return threads.thread_count(work, 64, None, 1)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_small_network_trains_with_one_thread(tmp_path: Path, used: list[int]) -> None:
     run = Run.open(train_tiny(tmp_path, "train.epochs=1"))
-    assert probe.asked == [1, 2] * 4
-    assert run.record["threads"] == {"used": 1, "probe_seconds": {"1": 1.0, "2": 2.0}}
+    assert run.recipe.train.threads == 1
+    assert run.record["threads"]["used"] == 1
+    assert "0.9 billion multiply-adds a step, 2 cores" in run.record["threads"]["reason"]
     assert set(used) == {1}
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("alone", [1.0, 0.95])
-def test_all_threads_compute_unless_one_is_clearly_faster(
-    alone: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]
-) -> None:
-    Probe(monkeypatch, {1: alone, 2: 1.0})
+@pytest.mark.usefixtures("two_threads", "any_work_is_worth_a_thread")
+def test_a_large_network_trains_with_as_many_as_there_are_cores(tmp_path: Path, used: list[int]) -> None:
     assert Run.open(train_tiny(tmp_path, "train.epochs=1")).record["threads"]["used"] == 2
     assert set(used) == {2}
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_the_probe_gives_up_where_threads_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = Probe(monkeypatch, {1: 1.0, 2: 20.0})
-    assert Run.open(train_tiny(tmp_path, "train.epochs=1")).record["threads"]["used"] == 1
-    assert probe.asked == [1, 2]
-
-
-@pytest.mark.usefixtures("two_threads")
 def test_the_user_decides_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    probe = Probe(monkeypatch, {1: 1.0, 2: 2.0})
-    assert Run.open(train_tiny(tmp_path, "train.epochs=1")).record["threads"] == {"used": None, "probe_seconds": None}
-    assert not probe.asked
+    record = Run.open(train_tiny(tmp_path, "train.epochs=1")).record
+    assert record["threads"] == {"used": 2, "reason": "OMP_NUM_THREADS says so"}
     assert set(used) == {2}
 
 
-@pytest.mark.usefixtures("two_threads")
-def test_a_deterministic_training_does_not_depend_on_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = Probe(monkeypatch, {1: 1.0, 2: 2.0})
-    train_tiny(tmp_path, "train.epochs=1", "train.deterministic=true")
-    assert not probe.asked
+@pytest.mark.usefixtures("two_threads", "any_work_is_worth_a_thread")
+def test_the_recipe_decides_before_the_rule_and_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    record = Run.open(train_tiny(tmp_path, "train.epochs=1", "train.threads=3")).record
+    assert record["threads"] == {"used": 3, "reason": None}
+    assert set(used) == {3}
+
+
+def test_a_number_of_threads_is_auto_or_a_number(tmp_path: Path, distilkit: Callable[..., Result]) -> None:
+    for wrong in ("0", "-1", "many", "1.5", "true"):
+        refused = distilkit("train", "quickstart", "--set", f"train.threads={wrong}", "--dry-run", "--json")
+        assert refused.status == 2
+        (fault,) = refused.json["error"]["faults"]
+        assert fault["key"] == "train.threads"
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_a_resumed_run_takes_as_many_as_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]
 ) -> None:
-    Probe(monkeypatch, {1: 1.0, 2: 2.0})
-
-    class Stop(Observer):
-        def epoch_finished(self, line: Any) -> None:
-            raise Interrupted(2, "step_1", tmp_path)
-
-    with pytest.raises(Interrupted):
-        train_tiny(tmp_path, "train.epochs=2", observer=Stop())
+    path = _interrupted(tmp_path)
     used.clear()
-    probe = Probe(monkeypatch, {1: 2.0, 2: 1.0})
-    (path,) = (tmp_path / "runs").iterdir()
+    monkeypatch.setattr(threads, "SHARE", 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     resume(path, device="cpu", observer=Observer())
-    assert not probe.asked
     assert set(used) == {1}
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_the_probe_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = threads.timed_step
-    (tmp_path / "probed").mkdir()
-    (tmp_path / "plain").mkdir()
-
-    def timed(*args: Any) -> float:
-        real(*args)
-        return float(torch.get_num_threads())
-
-    monkeypatch.setattr(threads, "timed_step", timed)
-    probed = Run.open(train_tiny(tmp_path / "probed", "train.epochs=1"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with computing_threads(1):
-        plain = Run.open(train_tiny(tmp_path / "plain", "train.epochs=1"))
-    assert probed.record["threads"]["used"] == 1
-    ours, theirs = (run.learner().state_dict() for run in (probed, plain))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-@pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize(("with_all", "expected"), [(0.9, 2), (2.0, 1)])
-def test_a_pass_over_images_takes_the_faster_number_of_threads(
-    with_all: float, expected: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("recorded", "expected"), [(1, 1), (2, 2), (None, 2)])
+def test_a_run_of_a_version_without_the_key_goes_on_with_the_number_that_run_json_has(
+    recorded: int | None, expected: int, tmp_path: Path, used: list[int]
 ) -> None:
-    monkeypatch.setattr(threads, "_convolutions", lambda: {1: 1.0, 2: with_all}[torch.get_num_threads()])
-    with threads.suited(torch.device("cpu")) as count:
-        assert (count, torch.get_num_threads()) == (expected, expected)
-    assert torch.get_num_threads() == 2
+    path = _interrupted(tmp_path)
+    used.clear()
+    recipe = (path / "recipe.toml").read_text()
+    assert "threads = 1\n" in recipe
+    (path / "recipe.toml").write_text(recipe.replace("threads = 1\n", ""))
+    run = Run.open(path)
+    run.update(threads={"used": recorded, "probe_seconds": None})
+    resume(path, device="cpu", observer=Observer())
+    assert set(used) == {expected}
 
 
-@pytest.mark.usefixtures("two_threads")
-def test_a_pass_leaves_the_users_choice_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr(threads, "_convolutions", lambda: pytest.fail("there is nothing to choose"))
-    with threads.suited(torch.device("cpu")) as count:
-        assert count == 2
+def _interrupted(folder: Path) -> Path:
+    class Stop(Observer):
+        def epoch_finished(self, line: Any) -> None:
+            raise Interrupted(2, "step_1", folder)
+
+    with pytest.raises(Interrupted):
+        train_tiny(folder, "train.epochs=2", observer=Stop())
+    (path,) = (folder / "runs").iterdir()
+    return path
 
 
-def test_the_convolutions_of_the_probe_are_timed() -> None:
-    assert 0 < threads._convolutions() < 60
+def test_threads_make_no_second_recipe(one_run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(one_run, tmp_path / "other"))
+    recipe = (other / "recipe.toml").read_text()
+    (other / "recipe.toml").write_text(re.sub(r"threads = \d+\n", "threads = 77\n", recipe))
+    runs = [Run.open(one_run), Run.open(other)]
+    assert runs[0].recipe.train.threads != runs[1].recipe.train.threads
+    assert len(grouped(runs)) == 1
 
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
     "words", [("evaluate",), ("ensemble-eval",), ("prune-branches",), ("robustness", "--steps", "1")]
 )
-def test_commands_that_look_at_images_ask_the_probe(
+@pytest.mark.parametrize(("share", "expected"), [(10**12, 1), (1, 2)])
+def test_commands_that_pass_over_images_follow_the_rule(
+    share: int,
+    expected: int,
     words: tuple[str, ...],
     one_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     distilkit: Callable[..., Result],
 ) -> None:
-    asked: list[int] = []
+    monkeypatch.setattr(threads, "SHARE", share)
+    real, work, chosen = threads.choose, [], []
 
-    def timed() -> float:
-        asked.append(torch.get_num_threads())
-        return 1.0
+    def choose(multiply_adds: int, *rest: Any) -> tuple[int, str]:
+        work.append(multiply_adds)
+        chosen.append(real(multiply_adds, *rest)[0])
+        return chosen[-1], ""
 
-    monkeypatch.setattr(threads, "_convolutions", timed)
+    monkeypatch.setattr(threads, "choose", choose)
     command, *options = words
     output = ("--output", str(tmp_path / "out")) if command in ("prune-branches", "robustness") else ()
-    assert distilkit(command, one_run, *options, *output, "--json").status == 0
-    assert asked == [1, 2] * 4
+    images = ("--images", "100") if command == "robustness" else ()
+    assert distilkit(command, one_run, *options, *output, *images, "--json").status == 0
+    assert chosen == [expected]
+    assert 10**6 < work[0] < 10**9
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_pass_leaves_the_users_choice_alone(one_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    run = Run.open(one_run)
+    split = run.data.load(("test",)).splits["test"]
+    with threads.suited(torch.device("cpu"), run.learner().group, split) as count:
+        assert count == 2

@@ -18,7 +18,8 @@ from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.runs.run import Run
 from distilkit.workflows.train.parallel_seeds import _Told
-from distilkit.workflows.train.train import sibling, train
+from distilkit.workflows.train.seeds import sibling
+from distilkit.workflows.train.train import train
 
 Command = Callable[..., Result]
 TRAIN = (sys.executable, "-m", "distilkit", "train", "tiny.toml")
@@ -53,7 +54,7 @@ def test_each_seed_is_what_it_is_alone(tmp_path: Path, tiny: Callable[..., Any],
         assert "seeds 1, 3" in (path / "README.md").read_text(encoding="utf-8")
 
 
-def test_all_seeds_train_in_the_precision_that_was_found_for_the_first(tmp_path: Path, tiny: Callable[..., Any]):
+def test_all_seeds_train_in_one_precision(tmp_path: Path, tiny: Callable[..., Any]):
     tiny()
     changed = ("--set", "train.precision=auto", "--set", "train.epochs=1", "--set", "model.architecture=resnet8")
     done = subprocess.run(
@@ -65,8 +66,6 @@ def test_all_seeds_train_in_the_precision_that_was_found_for_the_first(tmp_path:
     )
     runs = [Run.open(tmp_path / run["run"]) for run in Result(0, done.stdout, done.stderr).json["runs"]]
     assert len({run.recipe.train.precision for run in runs}) == 1
-    probed = [run.record["precision"]["probe_seconds"] is not None for run in runs]
-    assert probed == [True, False, False]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,10 @@ from torch import Tensor
 
 from distilkit.errors import UserError
 from distilkit.observer import Observer
-from distilkit.recipe import Recipe
 from distilkit.runs.run import Run
-from distilkit.training import precision
 from distilkit.training.interrupt import Interrupted
 from distilkit.training.trainer import Trainer
-from distilkit.workflows.comparison.recipe_groups import grouped
-from distilkit.workflows.train.train import resume, train, train_seeds
+from distilkit.workflows.train.train import resume, train
 
 # A validation split, clipping and smoothing are on, so that resuming must carry their state as well.
 SETTINGS = ("train.epochs=3", "data.validation=0.1", "train.clip_norm=1.0", "train.label_smoothing=0.1")
@@ -221,60 +218,6 @@ def test_adamw_resumes_exactly(tmp_path: Path) -> None:
     (path,) = (tmp_path / "cut").iterdir()
     resume(path, device="cpu", observer=Observer())
     assert _equal(whole, path)
-
-
-def test_auto_precision_is_what_the_probe_found_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "timed_step", lambda *args: {"fp32": 2.0, "bf16": 1.0}[args[-1]])
-    run = Run.open(train_tiny(tmp_path, "train.precision=auto", "train.epochs=1"))
-    assert run.recipe.train.precision == "bf16"
-    assert run.record["precision"]["probe_seconds"] == {"fp32": 2.0, "bf16": 1.0}
-
-
-def test_the_seeds_of_one_command_train_in_the_precision_that_was_found_for_the_first(
-    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = iter(["bf16", "fp32"])
-    monkeypatch.setattr(precision, "choose", lambda *_, **__: (next(answers), {"fp32": 1.0, "bf16": 1.0}))
-    found = train_seeds(
-        tiny("train.precision=auto", "train.epochs=1"),
-        [0, 1],
-        tmp_path / "runs",
-        device="cpu",
-        command="",
-        observer=Observer(),
-    )
-    runs = [Run.open(Path(document["run"])) for document in found["runs"]]
-    assert [run.recipe.train.precision for run in runs] == ["bf16", "bf16"]
-    assert [run.record["precision"]["used"] for run in runs] == ["bf16", "bf16"]
-    assert runs[1].record["precision"]["probe_seconds"] is None
-    assert len(grouped(runs)) == 1, "one recipe, two seeds"
-
-
-def test_auto_precision_stays_with_fp32_where_bf16_is_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[str] = []
-
-    def slow(*args: Any) -> float:
-        steps.append(args[-1])
-        return {"fp32": 1.0, "bf16": 10.0}[args[-1]]
-
-    monkeypatch.setattr(precision, "timed_step", slow)
-    run = Run.open(train_tiny(tmp_path, "train.precision=auto", "train.epochs=1"))
-    assert run.recipe.train.precision == "fp32"
-    assert steps.count("bf16") == 2, "the probe gives up early where bf16 is slow"
-
-
-def test_the_probe_leaves_no_trace_in_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    plain = train_tiny(tmp_path / "a", "train.epochs=1")
-    real = precision.timed_step
-
-    def timed(*args: Any) -> float:
-        real(*args)
-        return {"fp32": 1.0, "bf16": 2.0}[args[-1]]
-
-    monkeypatch.setattr(precision, "timed_step", timed)
-    assert _equal(plain, train_tiny(tmp_path / "b", "train.epochs=1", "train.precision=auto"))
 
 
 def test_fp16_on_a_cpu_is_refused_with_its_place(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def _show(document: dict[str, Any]) -> None:
         ],
     )
     cpu, threads, storage = document["cpu"], document["threads"], document["storage"]
-    native = {True: "yes", False: "no, it is emulated", None: "not known"}[cpu["native_bf16"]]
+    native = {True: "yes", False: "no", None: "not known"}[cpu["native_bf16"]]
     set_threads = ", ".join(
         f"{name}={threads[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if threads[name]
     )
@@ -62,8 +62,9 @@ def _show(document: dict[str, Any]) -> None:
         ["system", document["system"]],
         ["CPU", cpu["model"]],
         ["cores", f"{cpu['usable_cores']} of {cpu['cores']} may be used"],
-        ["bfloat16 in the CPU", native],
+        ["bfloat16 in the CPU", f"{native}: {cpu['native_bf16_reason']}"],
         ["threads", f"torch {threads['torch'] or '-'}{', ' + set_threads if set_threads else ''}"],
+        *_auto(document["auto"]),
         ["ONNX Runtime on", ", ".join(document["onnxruntime_providers"] or ["-"])],
     ]
     for device in document["devices"] or []:
@@ -95,6 +96,18 @@ def _show(document: dict[str, Any]) -> None:
                 console.tell(f"  hint: {note['hint']}", "yellow")
     if not document["problems"]:
         console.print_line("all that distilkit needs is there and works")
+
+
+def _auto(auto: dict[str, dict[str, Any]] | None) -> list[list[str]]:
+    """What "auto" means here, in words."""
+    if auto is None:
+        return []
+    precision, threads = auto["precision"], auto["threads"]
+    fewer = ", fewer for small networks" if threads["value"] > 1 and "core" in threads["reason"] else ""
+    return [
+        ['train.precision = "auto"', f"{precision['value']}: {precision['reason']}"],
+        ['train.threads = "auto"', f"{threads['value']}{fewer}: {threads['reason']}"],
+    ]
 
 
 def _speeds(row: dict[str, Any]) -> list[str]:

@@ -94,6 +94,7 @@ def train(
     from distilkit.training.processes import is_main
     from distilkit.workflows.train import train as workflow
     from distilkit.workflows.train.parallel_seeds import train_together
+    from distilkit.workflows.train.seeds import train_seeds
 
     observer = console.TerminalObserver() if is_main() else Observer()
     trusted = code_trusted(trust_code, console.tell if is_main() else lambda _: None)
@@ -117,7 +118,7 @@ def train(
                 path, device=device, observer=observer, recipe=loaded, accept_changes=accept_changes
             )
         elif loaded is not None and chosen_seeds is not None:
-            several = train_together if together else workflow.train_seeds
+            several = train_together if together else train_seeds
             document = several(loaded, chosen_seeds, runs, device=device, command=command, observer=observer)
         else:
             assert loaded is not None

@@ -7,7 +7,6 @@ Shape suffixes: B images, C channels, H height, W width, K draws for one image.
 """
 
 import multiprocessing
-import os
 import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from distilkit import hardware
 from distilkit.data import augment
 from distilkit.data.pixels import UNREADABLE, Framing, Pixels, as_array, decode, open_image, reason, to_mode
 from distilkit.errors import UserError
@@ -133,8 +133,7 @@ class Decoder(Dataset[Decoded]):
 
 def default_workers() -> int:
     """One worker for each core that this process may use and shares with no other of the training, 16 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(MOST_WORKERS, hardware.usable_cores() // hardware.processes_here()))
 
 
 def decode_here(framing: Framing, request: Request) -> Decoded:

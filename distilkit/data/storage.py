@@ -1,6 +1,5 @@
 """Whether a data set's pixels stay in memory or are streamed: what they would take, and what there is."""
 
-import os
 from typing import Literal
 
 import torch
@@ -54,11 +53,6 @@ def choose(wanted: Storage, spec: DataSpec, augment: str, device: torch.device, 
         return wanted, f"the recipe says so; in memory the pixels would take {sizes}"
     fits = all(need <= SHARE * free for need, free in known)
     return ("resident" if fits else "stream"), f"in memory the pixels take {sizes}; up to half is taken"
-
-
-def processes_here() -> int:
-    """How many processes of this training share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _gigabytes(count: int | None) -> str:

@@ -199,7 +199,14 @@ class TrainSection(_Section):
     batch_size: int = Field(128, ge=2, le=1_000_000, description="Images per step, of all processes together.")
     seed: int = Field(0, ge=0, lt=2**31, description="Every random draw of the run follows from it.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Number format of the forward pass; `auto` decides once by a timing probe."
+        "auto",
+        description="Number format of the forward pass. `auto` is bf16 where the hardware computes in it by itself "
+        "(CUDA: compute capability 8.0 or more), else fp32.",
+    )
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
+        "auto",
+        description="Threads that compute on a CPU, in each process. `auto` is what `OMP_NUM_THREADS` says, else as "
+        "many as there are cores, and fewer for small networks.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the label spread evenly over all classes.")
     clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
@@ -229,7 +236,7 @@ class TrainSection(_Section):
     deterministic: bool = Field(
         False,
         description="On CUDA too, the same seed gives the same bits; slower. On a CPU it does so with the same number "
-        "of threads, which is then not left to a probe.",
+        "of `threads`.",
     )
     sync_batch_norm: bool = Field(
         False, description="Batch norm over the batches of all processes together; only on CUDA."
@@ -411,10 +418,10 @@ class Recipe(BaseModel):
     def differences(self, other: "Recipe") -> list[str]:
         """Every key in which another recipe says something else: "train.epochs: 300 here, 100 there".
 
-        The name does not count, nor does what is undecided there: a precision, a storage, a split yet to find.
+        The name does not count, nor does what is undecided there: precision, threads, storage, a split yet to find.
         """
         ours, theirs = self.settings(), other.settings()
-        for key in ("train.precision", "data.storage"):
+        for key in ("train.precision", "train.threads", "data.storage"):
             if theirs[key] == "auto":
                 theirs[key] = ours[key]
         same_network = ("model.architecture", "group.kind")

@@ -143,7 +143,9 @@ def recipe_differences(groups: Sequence[Run]) -> list[tuple[str, list[str]]]:
     rows = []
     for key in keys:
         values = [recipe.get(key) for recipe in recipes]
-        if key not in ("name", "train.seed", "data.root") and any(value != values[0] for value in values):
+        if key not in ("name", "train.seed", "train.threads", "data.root") and any(
+            value != values[0] for value in values
+        ):
             rows.append((key, [_written(value) for value in values]))
     return rows
 

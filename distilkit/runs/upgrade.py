@@ -15,7 +15,11 @@ from distilkit.recipe import Recipe
 from distilkit.recipe.removed import REMOVED
 from distilkit.recipe.toml_lines import Key
 
-BORN_LATER: Mapping[Key, object] = {("train", "ema_warmup"): False}
+BORN_LATER: Mapping[Key, object] = {
+    # A race at the start decided, and run.json says what it found: a resumed run goes on with that.
+    ("train", "threads"): "auto",
+    ("train", "ema_warmup"): False,
+}
 """By key: the value that stands for the behaviour of the versions without it."""
 
 

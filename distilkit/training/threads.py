@@ -1,86 +1,73 @@
-"""How many threads compute a step on a CPU: all that torch would take, or one, by a short timing probe.
+"""How many threads compute on a CPU, by a rule: as many as there are cores, but for small networks fewer.
 
-On an idle machine several threads are faster. On one that other programs keep busy the threads of one operator wait for
-the one among them that the system has put aside, at every operator: small networks then train ten times slower with two
-threads than with one (226 against 2,600 images/s, the digits quickstart, two cores at a load of 4, 2026-11-20).
+Small operators gain nothing from a second thread, and where other programs keep the cores busy the threads of one
+operator wait for the one among them that the system has put aside, at every operator. A race between one thread and all
+would measure that load, and leave the same training with another number of threads, and other bits, every time.
 """
 
-import copy
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from distilkit.learners.learner import Learner
-from distilkit.randomness import seeded
+from distilkit import hardware
+from distilkit.analysis.learner_cost import LearnerCost
+from distilkit.data.base import Split
+from distilkit.data.resident import evaluation_batch
+from distilkit.groups.counting import count_multiply_adds
 from distilkit.threads import threads
-from distilkit.training.precision import timed_step
 
-GAIN = 1.1
-"""One thread must be this many times as fast as all of them to be chosen: a busy moment passes."""
-
-GIVE_UP = 3.0
-"""A step with all threads this many times as long as with one ends the probe."""
+SHARE = 2 * 10**9
+"""Multiply-adds of one step that a thread is worth: see docs/performance.md, "Threads"."""
 
 
-def may_choose(device: torch.device) -> bool:
-    """Whether there is something to choose: on a CPU, where the user's environment has not decided."""
-    return device.type == "cpu" and torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ
+def thread_count(multiply_adds: int | None, cores: int, quota: float | None, processes: int) -> int:
+    """Threads for a step of so many multiply-adds in each of `processes` on this machine; None: of any number.
 
-
-def choose(learner: Learner, images: Tensor, labels: Tensor, *, repetitions: int = 3) -> tuple[int, dict[str, float]]:
-    """Time forward and backward of one batch in fp32 with one thread and with all, in turn, on a copy of the learner.
-
-    Returns the faster number of threads, and the median seconds of each number. Leaves the learner, its gradients, the
-    global random stream and torch's number of threads as they were.
+    `cores`: those that may be used. `quota`: processor time that the control group grants, in cores; None: no limit.
     """
-    twin = copy.deepcopy(learner).train()
-    with seeded(0, "thread-probe"):
-        return _faster(lambda: timed_step(twin, images, labels, "fp32"), repetitions)
+    allowed = cores if quota is None else min(cores, int(quota))
+    worth = allowed if multiply_adds is None else multiply_adds // SHARE
+    return max(1, min(allowed // processes, worth))
+
+
+def step_multiply_adds(cost: LearnerCost, images: int) -> int:
+    """Multiply-adds of one training step: forward, and backward twice that; of a teacher forward alone."""
+    taught = cost.parts["teacher"].multiply_adds if "teacher" in cost.parts else 0
+    return images * (3 * (cost.train.multiply_adds - taught) + taught)
+
+
+def choose(multiply_adds: int | None, device: torch.device, processes: int) -> tuple[int, str]:
+    """Threads for work in steps of so many multiply-adds, None: the most for any; and why, in a few words."""
+    own = torch.get_num_threads()
+    if device.type != "cpu":
+        return own, f"the {device.type} device computes"
+    if "OMP_NUM_THREADS" in os.environ:
+        return own, "OMP_NUM_THREADS says so"
+    # torch's own number is lower where cores have two threads each, or where whoever imports us has set it.
+    cores, quota = min(hardware.affinity(), own), hardware.cpu_quota()
+    limit = "" if quota is None else f", a quota of {quota:g}"
+    shared = "" if processes == 1 else f", {processes} processes"
+    why = f"{cores} core{'s' * (cores != 1)}{limit}{shared}"
+    if multiply_adds is not None:
+        why = f"{multiply_adds / 1e9:.1f} billion multiply-adds a step, {why}"
+    return thread_count(multiply_adds, cores, quota, processes), why
 
 
 @contextmanager
-def suited(device: torch.device) -> Iterator[int]:
-    """Inside the block, which gets their number, as many threads as a pass over images is fastest with: all, or one.
+def suited(device: torch.device, network: Callable[[Tensor], object], split: Split) -> Iterator[int]:
+    """Inside the block, which gets their number, as many threads as suit passes over the split's images.
 
-    Times a chain of small convolutions, a tenth of a second on an idle machine, where there is something to choose.
+    `network`: on `device`, in evaluation mode.
     """
-    count = torch.get_num_threads()
-    if may_choose(device):
-        count, _ = _faster(_convolutions, 3)
+    multiply_adds = 0
+    if device.type == "cpu" and torch.get_num_threads() > 1:
+        # Below inference mode operators are taken apart, which counting needs.
+        with threads(1), torch.inference_mode(False), torch.no_grad(), count_multiply_adds() as counted:
+            network(split.images[:1])
+        multiply_adds = min(len(split.labels), evaluation_batch(device)) * counted.total()
+    count, _ = choose(multiply_adds, device, 1)
     with threads(count):
         yield count
-
-
-@torch.inference_mode()
-def _convolutions() -> float:
-    """Seconds of a few operators as ResNets on small images are made of."""
-    images = torch.zeros(32, 16, 32, 32).contiguous(memory_format=torch.channels_last)
-    kernel = torch.zeros(16, 16, 3, 3).contiguous(memory_format=torch.channels_last)
-    start = time.perf_counter()
-    for _ in range(12):
-        images = F.relu(F.conv2d(images, kernel, padding=1))
-    return time.perf_counter() - start
-
-
-def _faster(work: Callable[[], float], repetitions: int) -> tuple[int, dict[str, float]]:
-    """One or all: the number of threads with which the work, which gives its seconds, is faster; medians of both."""
-    most = torch.get_num_threads()
-    seconds: dict[int, list[float]] = {1: [], most: []}
-    for repetition in range(repetitions + 1):
-        for count, times in seconds.items():
-            with threads(count):
-                elapsed = work()
-            if repetition == 1:  # The first of each, which warms up, counts only if it is the last.
-                times.clear()
-            times.append(elapsed)
-        if min(seconds[most]) > GIVE_UP * min(seconds[1]):
-            break
-    medians = {count: statistics.median(times) for count, times in seconds.items()}
-    chosen = 1 if medians[most] > GAIN * medians[1] else most
-    return chosen, {str(count): median for count, median in medians.items()}

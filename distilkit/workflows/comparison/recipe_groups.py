@@ -26,6 +26,8 @@ APART = frozenset(
         "data.download",
         "data.storage",
         "data.workers",
+        # With how many threads a CPU computes changes no more than the order of sums.
+        "train.threads",
         # What is written on the way changes no result.
         "train.checkpoint_epochs",
         "train.checkpoint_steps",

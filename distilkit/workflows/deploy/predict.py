@@ -19,6 +19,7 @@ from distilkit.data.pixels import ENDINGS, UNREADABLE, Pixels, decode, reason
 from distilkit.data.preparation import Preparation
 from distilkit.errors import UserError, parse_json
 from distilkit.export.runtime import RUNTIME_ERRORS, Device, open_session
+from distilkit.hardware import affinity
 from distilkit.observer import Observer
 
 BATCH = 32
@@ -225,7 +226,7 @@ def _decoded(
 
     parts = [paths[start : start + batch] for start in range(0, len(paths), batch)]
     # Threads: Pillow decodes and resizes outside Python's lock.
-    with ThreadPoolExecutor(threads or _cores()) as pool:
+    with ThreadPoolExecutor(threads or affinity()) as pool:
 
         def begin(place: int) -> list[Future[Pixels | str]]:
             return [pool.submit(read, path) for path in parts[place]] if place < len(parts) else []
@@ -256,10 +257,6 @@ def _inside(folder: str) -> Iterator[str]:
         for name in sorted(files):
             if name.lower().endswith(ENDINGS) and not name.startswith("."):
                 yield os.path.join(where, name)  # noqa: PTH118
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_line(error: Exception) -> str:

@@ -98,7 +98,7 @@ def _difference(
     group.to(memory_format=torch.channels_last)
     index, largest, done = group.members.index(member), 0.0, 0
     where = torch.device("cpu")
-    with suited(where):
+    with suited(where, group, split):
         for images, _ in evaluation_batches(split, evaluation_batch(where), where):
             logits = pruned(images)
             largest = max(largest, float((group(images).logits_SBC[index] - logits).abs().max()))

@@ -115,7 +115,7 @@ class _Images:
         learner.to(self.device).to(memory_format=torch.channels_last)
         group, method = Inference(learner.group, self.precision), learner.method
         members, ensembles = [], []
-        with suited(self.device):
+        with suited(self.device, group, self.split):
             for batch, _ in evaluation_batches(self.split, evaluation_batch(self.device), self.device):
                 outputs = group(batch)
                 members.append(outputs.logits_SBC.cpu())

@@ -71,7 +71,7 @@ def predict(
     where = torch.device(choose_device(device))
     answers = Inference(classifier.to(where).eval(), precision)
     outputs, done = [], 0
-    with suited(where):
+    with suited(where, answers, split):
         for images, _ in evaluation_batches(split, evaluation_batch(where), where):
             outputs.append(answers(images).cpu())
             done += len(images)

@@ -69,8 +69,7 @@ def _tested(run: Run, digest: str, data_root: str | None, device: str, observer:
     data = run.data.load(("test",), data_root)
     same = run.data.same(data, run.path, data_root, observer)
     split = data.splits["test"]
-    with suited(where):
-        found = _logits(learner, split, where, run.path.name, observer)
+    found = _logits(learner, split, where, run.path.name, observer)
     document = TestedRun(
         weights=digest,
         images=len(split.labels),
@@ -89,12 +88,13 @@ def _logits(learner: Learner, split: Split, where: torch.device, name: str, obse
     # As a training evaluates, so that the figures are the run's own.
     group, method = Inference(learner.group), learner.method
     members, ensembles, done = [], [], 0
-    for images, _ in evaluation_batches(split, evaluation_batch(where), where):
-        outputs = group(images)
-        members.append(outputs.logits_SBC.cpu())
-        ensembles += [method.ensemble(outputs).cpu()] if method.ensemble_name else []
-        done += len(images)
-        observer.progress(f"test images of {name}", done, len(split.labels))
+    with suited(where, group, split):
+        for images, _ in evaluation_batches(split, evaluation_batch(where), where):
+            outputs = group(images)
+            members.append(outputs.logits_SBC.cpu())
+            ensembles += [method.ensemble(outputs).cpu()] if method.ensemble_name else []
+            done += len(images)
+            observer.progress(f"test images of {name}", done, len(split.labels))
     found = dict(zip(learner.group.members, torch.cat(members, dim=1), strict=True))
     return found | ({str(method.ensemble_name): torch.cat(ensembles)} if ensembles else {})
 

@@ -83,8 +83,7 @@ def robustness(
     models = [model for _, model in open_models(chosen, runs, member=member, checkpoint=checkpoint)]
     wanted = [threshold.at for threshold in thresholds.parameters]
     grid = perturbation.magnitudes(settings.max_distance, settings.steps, wanted)
-    with suited(torch.device(choose_device(device))):
-        measured = [_measured(model, grid, settings, data_root, device, observer) for model in models]
+    measured = [_measured(model, grid, settings, data_root, device, observer) for model in models]
     document: dict[str, Any] = {
         "settings": vars(settings),
         "runs": [{**each, "checkpoint": checkpoint} for each in measured],
@@ -128,12 +127,13 @@ def _measured(
         "images": {name: len(split.labels) for name, split in chosen.items()},
         "parameter_norm": float(torch.stack(parameters).norm()),
     }
-    if settings.parameters:
-        splits = {name: _Batches(split, where) for name, split in chosen.items()}
-        measured |= _curves(classifier, splits, grid, settings, model.path.name, observer)
-    if settings.inputs:
-        batches = _Batches(chosen["test"], where)
-        measured["inputs"] = _under_perturbed_images(classifier, batches, settings, model.path.name, observer)
+    with suited(where, classifier, chosen["test"]):
+        if settings.parameters:
+            splits = {name: _Batches(split, where) for name, split in chosen.items()}
+            measured |= _curves(classifier, splits, grid, settings, model.path.name, observer)
+        if settings.inputs:
+            batches = _Batches(chosen["test"], where)
+            measured["inputs"] = _under_perturbed_images(classifier, batches, settings, model.path.name, observer)
     return measured
 
 

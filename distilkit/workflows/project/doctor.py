@@ -12,12 +12,14 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distilkit import hardware
 from distilkit._version import __version__
 
 LEAST_DISK = 2_000_000_000
@@ -28,7 +30,7 @@ RECIPES = ("quickstart", "one_resnet32")
 """What is timed: the quickstart's network, and the papers' usual one, both with ONE."""
 
 SECONDS = 2.0
-"""For each network and precision the probe stops after so long."""
+"""For each network and precision the timing stops after so long."""
 
 
 class Package(NamedTuple):
@@ -105,13 +107,14 @@ def doctor(runs: Path, *, quick: bool = False, tell: Callable[[str], None] = lam
         "onnxruntime_providers": _guarded(said, "onnxruntime", _providers) if "onnxruntime" in loaded else None,
         "cpu": _cpu(),
         "threads": _threads(said, "torch" in loaded),
+        "auto": _guarded(said, "torch", _auto) if "torch" in loaded else None,
         "devices": _guarded(said, "torch", lambda: _devices(said)) if "torch" in loaded else None,
         "storage": _storage(runs, said),
         "speed": None,
     }
     if not quick and not said.problems:
         tell("how fast this machine trains, a few seconds")
-        document["speed"] = _guarded(said, "the timing of a training step", lambda: _speed(said))
+        document["speed"] = _guarded(said, "the timing of a training step", _speed)
     return {**document, "problems": said.problems, "warnings": said.warnings, "passed": not said.problems}
 
 
@@ -217,29 +220,17 @@ def _providers() -> list[str]:
 
 def _cpu() -> dict[str, Any]:
     """The model, the cores that may be used, and whether it computes in bfloat16 by itself (None: nobody says)."""
-    model, flags = platform.processor() or platform.machine(), None
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-        model = named[1] if named else model
-        listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-        flags = set(listed[1].split()) if listed else None
-    native = None if flags is None else bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-    return {"model": model, "cores": os.cpu_count(), "usable_cores": _usable(), "native_bf16": native}
-
-
-def _usable() -> int:
-    """Cores that this process may use, within its control group's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))  # "max": no limit
-    return cores
+    model, text = platform.processor() or platform.machine(), hardware.cpuinfo()
+    if named := re.search(r"^model name\s*:\s*(.+)$", text or "", re.MULTILINE):
+        model = named[1]
+    native, why = hardware.native_bf16()
+    cores = {"cores": os.cpu_count(), "usable_cores": hardware.usable_cores()}
+    return {"model": model, **cores, "native_bf16": native, "native_bf16_reason": why}
 
 
 def _threads(said: _Remarks, with_torch: bool) -> dict[str, Any]:
     variables = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    cores, count = _usable(), None
+    cores, count = hardware.usable_cores(), None
     if with_torch:
         with contextlib.suppress(Exception):
             count = int(_import("torch").get_num_threads())
@@ -251,9 +242,18 @@ def _threads(said: _Remarks, with_torch: bool) -> dict[str, Any]:
     elif set_to == "1" and cores > 1:
         said.warn(
             f"OMP_NUM_THREADS is 1, and {cores} cores may be used: one computes",
-            "unset it; distilkit then times one thread against all, and takes the faster",
+            "unset it; distilkit then takes as many as the network is worth",
         )
     return {**variables, "torch": count}
+
+
+def _auto() -> dict[str, dict[str, Any]]:
+    """What `auto` means here: for train.precision, and the most that it means for train.threads; with the reason."""
+    torch, training = _import("torch"), "distilkit.training"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = _import(f"{training}.precision").choose(device)
+    most = _import(f"{training}.threads").choose(None, device, hardware.processes_here())
+    return {key: {"value": value, "reason": why} for key, (value, why) in (("precision", precision), ("threads", most))}
 
 
 def _devices(said: _Remarks) -> list[dict[str, Any]]:
@@ -324,7 +324,7 @@ def _storage(runs: Path, said: _Remarks) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------- speed
 
 
-def _speed(said: _Remarks) -> list[dict[str, Any]]:
+def _speed() -> list[dict[str, Any]]:
     """Images per second of two trainings in fp32 and bf16: forward and backward passes, images in memory."""
     torch = _import("torch")
     recipes = _import("distilkit.recipe")
@@ -345,18 +345,26 @@ def _speed(said: _Remarks) -> list[dict[str, Any]]:
         for precision in ("fp32", "bf16"):
             row[precision] = batch / _step_seconds(learner, images, labels, precision)
         rows.append(row)
-    if all(row["bf16"] < 0.9 * row["fp32"] for row in rows):
-        said.warn(
-            "bf16 trains more slowly than fp32 here: this machine has no hardware for it",
-            'leave train.precision at "auto", which times both',
-        )
     return rows
 
 
 def _step_seconds(learner: Any, images: Any, labels: Any, precision: str) -> float:
     """The median of up to five steps after one to warm up, for `SECONDS` at most."""
-    timed_step = _import("distilkit.training.precision").timed_step
-    seconds: list[float] = [timed_step(learner, images, labels, precision)]
+    seconds = [_timed_step(learner, images, labels, precision)]
     while len(seconds) < 6 and sum(seconds) < SECONDS:
-        seconds.append(timed_step(learner, images, labels, precision))
+        seconds.append(_timed_step(learner, images, labels, precision))
     return float(statistics.median(seconds[1:] or seconds))
+
+
+def _timed_step(learner: Any, images: Any, labels: Any, precision: str) -> float:
+    """Seconds of one forward and backward pass; the gradients are dropped."""
+    torch, device = _import("torch"), images.device
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
+    wait(device)
+    start = time.perf_counter()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        loss = learner(images, labels, 1.0).loss
+    loss.backward()
+    wait(device)
+    learner.zero_grad(set_to_none=True)
+    return time.perf_counter() - start

@@ -25,8 +25,9 @@ from distilkit.data.decoding import default_workers
 from distilkit.data.image_folder import TEST_FOLDERS, find_images
 from distilkit.data.pictures import evenly
 from distilkit.data.pixels import FORMATS, UNREADABLE, open_image
-from distilkit.data.storage import choose, pixel_bytes, processes_here
+from distilkit.data.storage import choose, pixel_bytes
 from distilkit.errors import Fault, SettingError, UserError, did_you_mean
+from distilkit.hardware import processes_here
 from distilkit.learners.build import build_learner
 from distilkit.models import own, registry
 from distilkit.recipe import load

@@ -102,7 +102,7 @@ def _comments(settings: Mapping[str, Any], facts: Facts) -> dict[str, str]:
         "teacher.run": "A trained run, or the name of a recipe, that every student also learns from.",
         "train.epochs": "How often every training image is seen. For a first look: --set train.epochs=5.",
         "train.batch_size": "Images in one step. Halve it where memory runs out, and the learning rate with it.",
-        "train.precision": "Number format: auto times fp32 against bf16 on this machine, and takes the faster.",
+        "train.precision": "Number format: auto is bf16 where the machine has hardware for it, else fp32.",
         "optimizer.name": "Stochastic gradient descent with momentum, as in the papers; adamw suits transformers.",
         "optimizer.lr": "Learning rate at its highest; it goes with the batch size.",
         "optimizer.weight_decay": "Pulls weights towards zero, against learning the training images by heart.",

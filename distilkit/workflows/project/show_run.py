@@ -23,7 +23,7 @@ ADDED = {
 """What later commands leave in a run: its name there, and the command."""
 
 _OWN = {"README.md", "checkpoints", "metrics.jsonl", "recipe.toml", "run.json", "tensorboard"}
-_DECIDED = ("train.precision", "data.storage", "group.split_at")
+_DECIDED = ("train.precision", "train.threads", "data.storage", "group.split_at")
 """Settings that a training decides where the recipe leaves them open."""
 
 

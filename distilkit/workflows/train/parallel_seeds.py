@@ -19,12 +19,14 @@ from typing import Any
 import torch
 
 from distilkit.errors import Fault, UserError
+from distilkit.hardware import usable_cores
 from distilkit.models import own
 from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.training.interrupt import Interrupted, stop_requests
+from distilkit.workflows.train.seeds import sibling, summary_of_seeds
 from distilkit.workflows.train.teachers import name_code
-from distilkit.workflows.train.train import sibling, summary_of_seeds, train
+from distilkit.workflows.train.train import train
 from distilkit.working_folder import SAFE_PATH, environment
 
 _LOOK_SECONDS = 0.2
@@ -33,9 +35,8 @@ _LOOK_SECONDS = 0.2
 def train_together(
     recipe: Recipe, seeds: Sequence[int], runs: Path, *, device: str, command: str, observer: Observer
 ) -> dict[str, Any]:
-    """Do what `train.train_seeds` does, all seeds at once; on a CPU with an equal share of the cores each.
+    """Do what `seeds.train_seeds` does, all seeds at once; on a CPU with an equal share of the cores each.
 
-    Where the precision is left to the probe, the first one's counts for all, and the others begin when it is known.
     Raises `UserError` where one of them does, after the others have saved; `Interrupted` for the first that a signal
     stopped, whose `run` is its; the observer is told of the others. `RuntimeError` if one ended without a word.
     """
@@ -48,19 +49,12 @@ def train_together(
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
     children: dict[int, BaseProcess] = {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // len(seeds))))
-
-    def start(recipe: Recipe, seeds: Sequence[int]) -> None:
-        with environment({"OMP_NUM_THREADS": threads, **SAFE_PATH}):
-            for seed in seeds:
-                given = (messages, sibling(recipe, seed), runs, device, command, seed, own.is_trusted())
-                children[seed] = context.Process(target=_child, args=given, name=f"seed {seed}")
-                children[seed].start()
-
-    at_once = 1 if recipe.train.precision == "auto" else len(seeds)
-    waiting = list(seeds[at_once:])
-    start(recipe, seeds[:at_once])
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // len(seeds))))
+    with environment({"OMP_NUM_THREADS": threads, **SAFE_PATH}):
+        for seed in seeds:
+            given = (messages, sibling(recipe, seed), runs, device, command, seed, own.is_trusted())
+            children[seed] = context.Process(target=_child, args=given, name=f"seed {seed}")
+            children[seed].start()
     told = _Told(observer, seeds)
     with stop_requests() as request:
         forwarded = 0
@@ -73,10 +67,6 @@ def train_together(
                     told.hear(*messages.get(timeout=_LOOK_SECONDS))
                 except queue.Empty:
                     told.notice_lost(children)
-                if waiting and told.precision and not forwarded:
-                    settings = recipe.train.model_copy(update={"precision": told.precision})
-                    start(recipe.model_copy(update={"train": settings}), waiting)
-                    waiting.clear()
                 if told.failed and not forwarded:
                     forwarded = signal.SIGTERM
                     _stop(children.values(), forwarded)
@@ -101,14 +91,10 @@ class _Told:
     failed: list[tuple[int, Exception]] = field(default_factory=list)
     steps: dict[int, int] = field(default_factory=dict)
     all_steps: dict[int, int] = field(default_factory=dict)
-    precision: str | None = None
-    """What the first one that began computes in."""
 
     def hear(self, seed: int, what: str, said: Any) -> None:
         if what == "note":
             self.observer.note(f"seed {seed}: {said}")
-        elif what == "precision":
-            self.precision = self.precision or said
         elif what == "steps":
             self.steps[seed], self.all_steps[seed] = said
             # A seed that has not begun yet has as many as the others.
@@ -150,7 +136,6 @@ class _Wire(Observer):
 
     def training_started(self, plan: TrainingPlan) -> None:
         self.plan = plan
-        self.messages.put((self.seed, "precision", plan.precision))
         self.note(f"{plan.run}: {plan.epochs} epochs, {plan.precision} on {plan.device}")
         self._steps(plan.start_step)
 

@@ -2,46 +2,25 @@
 
 import contextlib
 import platform
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from torch import Tensor
 
 from distilkit._version import __version__
-from distilkit.analysis.cost import named_uses
-from distilkit.analysis.learner_cost import LearnerCost, learner_cost
 from distilkit.data import datasets
-from distilkit.data.datasets import ImageData
-from distilkit.data.storage import Storage, choose, processes_here
-from distilkit.errors import UserError, first_line, out_of_memory
-from distilkit.groups.group import BranchGroup
-from distilkit.groups.normalize import Normalize
-from distilkit.learners.build import build_learner, placed
-from distilkit.learners.learner import Learner
-from distilkit.learners.pretrained import start_from
-from distilkit.learners.teacher import Teacher
-from distilkit.models.own import UntrustedCodeError
-from distilkit.observer import Observer, TrainingPlan
+from distilkit.errors import UserError
+from distilkit.observer import Observer
 from distilkit.recipe import Recipe
-from distilkit.runs import checkpoint as checkpoints
-from distilkit.runs.data_record import DataRecord, data_record, spec_record
-from distilkit.runs.run import RECIPE, Run, written_by_us_alone
-from distilkit.threads import threads as computing_threads
-from distilkit.training import compiled, tracking
-from distilkit.training import precision as precisions
-from distilkit.training import threads as thread_counts
-from distilkit.training.footprint import checkpoint_bytes
-from distilkit.training.interrupt import Interrupted, signum_of
-from distilkit.training.processes import from_main, is_main, join, lost_ones_named, make_accelerator
-from distilkit.training.trainer import Trainer, check_settings
-from distilkit.workflows.share.cards import finished_card, refresh
-from distilkit.workflows.train.teachers import name_code, open_teacher, resolve_teacher
+from distilkit.runs.data_record import data_record
+from distilkit.runs.run import Run, written_by_us_alone
+from distilkit.training import tracking
+from distilkit.training.processes import from_main, join, lost_ones_named
+from distilkit.workflows.train.describe import decided, described, device_name, recorded
+from distilkit.workflows.train.fit import fit
+from distilkit.workflows.train.images import load, load_again, require_same
+from distilkit.workflows.train.prepare import prepare
 
 PACKAGES = ("torch", "torchvision", "accelerate", "fvcore", "onnx", "onnxruntime", "safetensors", "numpy")
 
@@ -53,47 +32,27 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     the numbers that these put out for it. Bytes: weights and buffers as safetensors files; `checkpoint` with the
     optimizer's state.
     """
-    spec = _spec(recipe)
-    name_code(recipe, runs)
-    learner = build_learner(recipe, spec)
-    recipe = _with_split(recipe, learner)
-    pretrained = _start(recipe, learner, Observer())
-    note = None
-    try:
-        with placed(recipe):
-            teacher = _teacher(resolve_teacher(recipe, runs), spec)
-    except UntrustedCodeError:
-        raise
-    except UserError as error:
-        # A chain of recipes can be looked at before its teacher is trained; its cost is then the students' alone.
-        teacher, note = None, error.faults[0].problem if error.faults else error.problem
-    cost = learner_cost(learner, spec.channels, spec.size, teacher)
-    root = Path(recipe.data.root)
+    prepared = prepare(recipe, runs, None, Observer())
+    recipe, spec, root = prepared.recipe, prepared.spec, Path(recipe.data.root)
     present, where = datasets.presence(recipe.data.dataset, root, download=recipe.data.download)
-    storage, why = _storage(recipe, spec, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     balance = datasets.balances(recipe.data.dataset, root, spec.classes) if present else {}
     return {
         "recipe": recipe.name,
-        "architecture": recipe.model.architecture,
-        "architectures": dict(zip(learner.group.members, recipe.architectures, strict=True)),
-        "method": recipe.method.name,
-        "pretrained": pretrained,
+        "pretrained": prepared.pretrained,
         "split_at": recipe.group.split_at,
-        "members": list(learner.group.members),
-        "leader": learner.leader,
-        "ensemble": learner.method.ensemble_name,
-        **_costs(recipe, learner, cost),
+        **described(prepared),
+        **decided(prepared),
         "data": {
             "dataset": spec.name,
             "classes": len(spec.classes),
             "present": present,
             "where": where,
-            "storage": storage,
-            "storage_reason": why,
+            "storage": recipe.data.storage,
+            "storage_reason": prepared.reasons.storage,
             "balance": balance,
             "remarks": datasets.remarks(balance),
         },
-        "teacher_missing": note,
+        "teacher_missing": prepared.teacher_missing,
         "tracking": tracking.destinations(recipe),
         "epochs": recipe.train.epochs,
     }
@@ -108,102 +67,31 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
     """
     here = join(device)
     # The network before the data: a wrong split point must not cost a download first.
-    spec = _spec(recipe)
-    recipe = _with_storage(recipe, spec, here, observer)
-    with placed(recipe):
-        tracking.check(recipe)
-        precisions.check(recipe.train.precision, here.device)
-        recipe = resolve_teacher(recipe, runs)
-    name_code(recipe, runs)
-    learner = build_learner(recipe, spec)
-    recipe = _with_split(recipe, learner)
-    pretrained = _start(recipe, learner, observer if here.is_main_process else Observer())
-    with placed(recipe):
-        teacher = _teacher(recipe, spec)
-    cost = _counted(learner, spec, teacher, observer)
+    prepared = prepare(recipe, runs, here, observer)
     with here.main_process_first():
-        data = _load(recipe)
-    _normalise_for(learner, data)
-    with _memory_named(recipe, here.num_processes):
-        threads, thread_probe = _threads(recipe, learner, data, here, observer)
-        with computing_threads(threads):
-            recipe, probe = _with_precision(recipe, learner, data, here)
-    with placed(recipe):
-        check_settings(recipe, len(data.splits["train"].labels), here.device, here.num_processes)
-    compiled.check(recipe, here.device)
+        data = load(prepared.recipe)
+    prepared.take_constants(data)
+    prepared.check(data, here)
     path = None
     if here.is_main_process:
-        run = Run.create(
-            recipe,
-            runs,
-            {
-                "distilkit": __version__,
-                "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-                "command": command,
-                "device": _device_name(here.device),
-                "processes": here.num_processes,
-                "precision": {"used": recipe.train.precision, "probe_seconds": probe},
-                "threads": {"used": threads, "probe_seconds": thread_probe},
-                "pretrained": pretrained,
-                "state": "running",
-                **_described(recipe, learner, cost, data_record(recipe, data)),
-            },
-        )
-        path = run.path
+        record = {
+            "distilkit": __version__,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "command": command,
+            "device": device_name(here.device),
+            "processes": here.num_processes,
+            **decided(prepared),
+            "pretrained": prepared.pretrained,
+            "state": "running",
+            **recorded(prepared, data_record(prepared.recipe, data)),
+        }
+        path = Run.create(prepared.recipe, runs, record).path
     run = Run.open(from_main(path))
     # A file does not say what was typed.
-    run.recipe = run.recipe.with_tracking_of(recipe)
+    run.recipe = run.recipe.with_tracking_of(prepared.recipe)
     with _alone(run, here):
-        return _fit(run, learner, data, device, None, (), observer)
-
-
-def train_seeds(
-    recipe: Recipe, seeds: Sequence[int], runs: Path, *, device: str, command: str, observer: Observer
-) -> dict[str, Any]:
-    """Train a recipe once for each seed, in sibling runs named after them; the runs' figures, with mean and deviation.
-
-    Errors in percent; the deviation is the sample's, over seeds. Where the precision is left to the probe, the first
-    training's counts for all: `compare` takes other precisions for other recipes. Raises like `train`.
-    """
-    documents: list[dict[str, Any]] = []
-    for seed in seeds:
-        observer.note(f"seed {seed}")
-        documents.append(train(sibling(recipe, seed), runs, device=device, command=command, observer=observer))
-        if recipe.train.precision == "auto":
-            recipe = _with_precision_of(Run.open(Path(documents[0]["run"])), recipe)
-    return summary_of_seeds(seeds, documents, observer)
-
-
-def _with_precision_of(run: Run, recipe: Recipe) -> Recipe:
-    settings = recipe.train.model_copy(update={"precision": run.recipe.train.precision})
-    return recipe.model_copy(update={"train": settings})
-
-
-def sibling(recipe: Recipe, seed: int) -> Recipe:
-    """The recipe with this seed, under a name that says so."""
-    settings = recipe.train.model_copy(update={"seed": seed})
-    return recipe.model_copy(update={"name": f"{recipe.name}-seed{seed}", "train": settings})
-
-
-def summary_of_seeds(seeds: Sequence[int], documents: Sequence[dict[str, Any]], observer: Observer) -> dict[str, Any]:
-    """Mean and deviation of the errors of several trainings; their model cards are told of each other."""
-    if is_main():
-        # The first ones could not know of those that came after them.
-        for document in documents:
-            refresh(Path(document["run"]), observer)
-    names = documents[0]["errors"]
-    top1 = {name: [document["errors"][name]["top1"] for document in documents] for name in names}
-    return {
-        "seeds": list(seeds),
-        "runs": list(documents),
-        "errors": {
-            name: {
-                "mean_top1": statistics.fmean(values),
-                "std_top1": statistics.stdev(values) if len(values) > 1 else None,
-            }
-            for name, values in top1.items()
-        },
-    }
+        fit(run, prepared, data, device, observer)
+    return result(Run.open(run.path))
 
 
 @lost_ones_named()
@@ -223,7 +111,8 @@ def resume(
             # Another training may have written to it until we held the lock.
             run = Run.open(path)
             if run.record.get("state") != "done":
-                return _continue(run, recipe, accept_changes, here, device, observer)
+                _continue(run, recipe, accept_changes, here, device, observer)
+                return result(Run.open(run.path))
     changes = [] if recipe is None else run.recipe.differences(recipe)
     if changed := [change for change in changes if not change.startswith("tracking.")]:
         raise UserError(
@@ -247,7 +136,7 @@ def _alone(run: Run, here: PartialState) -> contextlib.AbstractContextManager[No
 
 def _continue(
     run: Run, recipe: Recipe | None, accept_changes: bool, here: PartialState, device: str, observer: Observer
-) -> dict[str, Any]:
+) -> None:
     path, saved = run.path, run.newest_whole_checkpoint(observer)
     for note in run.notes:
         observer.note(f"warning: in the recipe of {path}: {note}")
@@ -271,354 +160,18 @@ def _continue(
                 "train the changed recipe from its beginning: leave --resume out",
             )
         observer.note(f"continuing with a changed recipe: {'; '.join(changes)}")
-        if recipe.train.precision == "auto":
-            recipe = _with_precision_of(run, recipe)
-        if recipe.data.storage == "auto":
-            recipe = _stored(recipe, run.data.storage)
-        run.recipe = recipe
-    elif recipe is not None:
-        run.recipe = run.recipe.with_tracking_of(recipe)
-    if run.recipe.data.storage == "auto":
-        # A run of before storage could be chosen: what it knew.
-        run.recipe = _stored(run.recipe, run.data.storage)
-    with placed(run.recipe):
-        tracking.check(run.recipe, path)
-        precisions.check(run.recipe.train.precision, here.device)
-    name_code(run.recipe, run.path.parent)
-    learner = build_learner(run.recipe, run.data.spec())
-    run.recipe = _with_split(run.recipe, learner)
-    if saved is None:
-        pretrained = _start(run.recipe, learner, observer if here.is_main_process else Observer())
-        if pretrained != run.record.get("pretrained"):
-            raise UserError(
-                f"the weights {run.recipe.model.pretrained} are not the ones that {path} began with",
-                "put the file back as it was, or train anew",
-            )
-    with here.main_process_first():
-        data = _load_again(run, asked=recipe is not None)
-    changed = run.data.changed(data)
-    if changed:
-        counts = {split: len(data.splits[split].labels) for split in changed}
-        if not accept_changes or any(run.data.images.get(split) != count for split, count in counts.items()):
-            raise UserError(
-                f"the images of {' and '.join(changed)} are not the ones that {path} began with",
-                "put the data back as it was, or train anew; where damaged files were replaced, one by one, add "
-                "--accept-changes",
-            )
-        observer.note(f"continuing with changed images of {' and '.join(changed)}")
-        known = {"fingerprints": {**run.data.fingerprints, **data.fingerprints}}
-        run.record["data"] = run.data.model_copy(update=known).model_dump(mode="json")
-        after = checkpoints.pointed(run.checkpoints, "last")
-        run.record["data_changes"] = [*run.record.get("data_changes", []), {"after": after, "splits": changed}]
-    return _fit(run, learner, data, device, saved, changes, observer)
-
-
-def _fit(
-    run: Run,
-    learner: Learner,
-    data: ImageData,
-    device: str,
-    saved: checkpoints.Checkpoint | None,
-    changes: Sequence[str],
-    observer: Observer,
-) -> dict[str, Any]:
-    recipe = run.recipe
-    accelerator = make_accelerator(recipe.train.precision, device)
-    main = accelerator.is_main_process
-    if not main:
-        observer = Observer()
-    # A run that cannot be resumed as it was asked for stays as it is.
-    begun = saved is None
-    try:
-        with placed(recipe):
-            check_settings(recipe, len(data.splits["train"].labels), accelerator.device, accelerator.num_processes)
-            teacher = open_teacher(recipe, run.data, observer.note)
-        with _memory_named(recipe, accelerator.num_processes, run.path):
-            trainer = Trainer(recipe, learner, data, accelerator, run.path, observer, teacher)
-            if saved:
-                trainer.restore(saved)
-            if changes and main:
-                # Not before: a recipe that the checkpoint does not fit must not become the run's.
-                cost = _counted(learner, data.spec, teacher, observer)
-                run.change_recipe(recipe, changes, _described(recipe, learner, cost, data_record(recipe, data)))
-            for remark in datasets.remarks(run.data.balance):
-                observer.note(remark)
-            observer.training_started(_plan(run, trainer))
-            if main:
-                run.update(state="running")
-            begun = True
-            # As many as it began with, so that a resumed run adds up in the same order.
-            with computing_threads(run.record.get("threads", {}).get("used")):
-                trainer.fit()
-        observer.training_finished()
-        if main:
-            final = _final(run, learner)
-            run.record["final"] = final
-            finished_card(run, observer)
-            # "done" comes last: nobody resumes a run that says so.
-            run.update(state="done")
-    except BaseException as error:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        if main and begun and run.record["state"] != "done":
-            run.record.pop("final", None)
-            # A folder that cannot be written must not hide what went wrong.
-            with contextlib.suppress(UserError):
-                run.update(state="interrupted" if stopped else "failed")
-        if isinstance(error, KeyboardInterrupt):
-            # Before the first step or after the last: what was saved is what a resumption begins with.
-            saved_last = checkpoints.pointed(run.checkpoints, "last")
-            raise Interrupted(signum_of(error), saved_last, run.path) from error
-        raise
-    finally:
-        observer.training_finished()
-    accelerator.wait_for_everyone()
-    return result(Run.open(run.path))
-
-
-def _described(recipe: Recipe, learner: Learner, cost: LearnerCost, data: DataRecord) -> dict[str, Any]:
-    """What run.json says of the recipe."""
-    return {
-        "seed": recipe.train.seed,
-        "method": recipe.method.name,
-        "architecture": recipe.model.architecture,
-        "architectures": dict(zip(learner.group.members, recipe.architectures, strict=True)),
-        "members": list(learner.group.members),
-        "leader": learner.leader,
-        "ensemble": learner.method.ensemble_name,
-        **_costs(recipe, learner, cost),
-        "data": data.model_dump(mode="json"),
-    }
-
-
-@contextlib.contextmanager
-def _memory_named(recipe: Recipe, processes: int, run: Path | None = None) -> Iterator[None]:
-    """Say what to change where the device has too little memory: first what leaves the training as it is."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        size, parts = recipe.train.batch_size, recipe.train.accumulation
-        least = 2 if recipe.model.norm == "batch" else 1
-        hints = []
-        if size // (2 * parts * processes) >= least:
-            more = f"--set train.accumulation={2 * parts}"
-            hints.append(f"{more} (the batch stays {size}, computed {size // (2 * parts)} images at a time)")
-        if size // (2 * processes * parts) >= least:
-            hints.append(f"--set train.batch_size={size // 2}")
-        else:
-            hints.append("a smaller model, or fewer students")
-        if run is not None and checkpoints.pointed(run / "checkpoints", "last"):
-            hints.append(f"RECIPE --resume {run} --accept-changes with the first of these goes on where it stopped")
-        at_a_time = f"{size // parts} images at a time" if parts > 1 else f"batches of {size} images"
-        raise UserError(
-            f"the device has too little memory for this training in {at_a_time}: {first_line(error)}",
-            f"try {'; or '.join(hints)}",
-        ) from error
-
-
-def _plan(run: Run, trainer: Trainer) -> TrainingPlan:
-    accelerator, learner = trainer.accelerator, trainer.learner
-    processes = f" in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
-    return TrainingPlan(
-        run=str(run.path),
-        method=run.recipe.method.name,
-        architecture=run.recipe.networks,
-        members=learner.group.members,
-        leader=learner.leader,
-        ensemble=learner.method.ensemble_name,
-        epochs=run.recipe.train.epochs,
-        steps_per_epoch=trainer.steps_per_epoch,
-        start_step=trainer.progress.step,
-        images=len(trainer.images),
-        device=_device_name(accelerator.device) + processes,
-        precision=run.recipe.train.precision,
-    )
-
-
-def _final(run: Run, learner: Learner) -> dict[str, Any]:
-    """The figures of the epoch that is deployed, by a rule that never looks at the test set."""
-    lines = run.metrics()
-    evaluated = [line for line in lines if "test" in line]
-    if "validation" in lines[-1]:
-        # The same epoch that the trainer pointed `best` at: the first of the lowest.
-        chosen = min(evaluated, key=lambda line: _error(line, "validation", learner.leader))
-        rule = "the epoch with the leader's lowest error on the validation split"
+        wanted = recipe
     else:
-        chosen, rule = lines[-1], "the last epoch"
-    seconds = sum(line["seconds"] for line in lines)
-    best = min(evaluated, key=lambda line: _error(line, "test", learner.leader))
-    return {
-        "epochs": lines[-1]["epoch"],
-        "images_per_second": sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds,
-        "selected": {"epoch": chosen["epoch"], "rule": rule},
-        "errors": chosen["test"]["errors"],
-        "best_on_test": {
-            "epoch": best["epoch"],
-            "errors": best["test"]["errors"],
-            "note": "selected on the test set by the leader, as the papers' code selects; not an honest estimate",
-        },
-    }
-
-
-def _error(line: Mapping[str, Any], split: str, member: str) -> float:
-    return float(line[split]["errors"][member]["top1"])
-
-
-def _spec(recipe: Recipe) -> datasets.DataSpec:
-    data = recipe.data
-    with placed(recipe):
-        return datasets.spec(data.dataset, Path(data.root), data.image_size, data.channels)
-
-
-def _storage(recipe: Recipe, spec: datasets.DataSpec, device: torch.device) -> tuple[Storage, str]:
-    with placed(recipe):
-        return choose(recipe.data.storage, spec, recipe.data.augment, device, processes_here())
-
-
-def _with_storage(recipe: Recipe, spec: datasets.DataSpec, here: PartialState, observer: Observer) -> Recipe:
-    """The recipe with `storage = "auto"` decided by the main process, for all and for every resumption."""
-    storage, why = from_main(_storage(recipe, spec, here.device) if here.is_main_process else None)
-    if storage == "stream":
-        observer.note(f"streaming {spec.name}: {why}")
-    return _stored(recipe, storage)
-
-
-def _stored(recipe: Recipe, storage: Storage) -> Recipe:
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"storage": storage})})
-
-
-def _load(recipe: Recipe, known: DataRecord | None = None, *, prepare: bool = True) -> ImageData:
-    """Read the recipe's splits.
-
-    `known`: what a run remembers of them, whose mean and deviation stay. `prepare`: whether what is missing may be
-    downloaded or unpacked.
-    """
-    splits = ("train", "validation", "test") if recipe.data.validation else ("train", "test")
-    with placed(recipe):
-        return datasets.load(
-            recipe.data.dataset,
-            Path(recipe.data.root),
-            download=recipe.data.download,
-            image_size=recipe.data.image_size,
-            channels=recipe.data.channels,
-            validation=recipe.data.validation,
-            seed=recipe.train.seed,
-            splits=splits,
-            storage=recipe.data.storage,
-            workers=recipe.data.workers,
-            constants=(known.mean, known.std) if known else None,
-            prepare=prepare,
+        wanted = run.recipe if recipe is None else run.recipe.with_tracking_of(recipe)
+    prepared = prepare(wanted, path.parent, here, observer, run=run, begun=saved is not None)
+    run.recipe = prepared.recipe
+    if saved is None and prepared.pretrained != run.record.get("pretrained"):
+        raise UserError(
+            f"the weights {run.recipe.model.pretrained} are not the ones that {path} began with",
+            "put the file back as it was, or train anew",
         )
-
-
-def _load_again(run: Run, *, asked: bool) -> ImageData:
-    """Read the splits of a run that goes on.
-
-    Its images were there when it began. Where they are gone they are downloaded or unpacked again only if the user has
-    named the recipe that says so (`asked`): the run may be somebody else's.
-    """
-    try:
-        return _load(run.recipe, run.data, prepare=asked)
-    except UserError as error:
-        if not asked and datasets.traits(run.recipe.data.dataset).prepared:
-            again = f"distilkit train {run.path / RECIPE} --resume {run.path}"
-            hint = f"to have the images downloaded or unpacked again, name the recipe as well: {again}"
-            error.hint = "; ".join(filter(None, [error.hint, hint]))
-        raise
-
-
-def _with_split(recipe: Recipe, learner: Learner) -> Recipe:
-    """The recipe with the split that was found, so that the run's own recipe names it."""
-    if not isinstance(learner.group, BranchGroup):
-        return recipe
-    section = recipe.group.model_copy(update={"split_at": learner.group.split_at})
-    return recipe.model_copy(update={"group": section})
-
-
-def _start(recipe: Recipe, learner: Learner, observer: Observer) -> dict[str, Any] | None:
-    """Load the weights that a training is to start from; what run.json says of them, None where it has none."""
-    if recipe.model.pretrained is None:
-        return None
-    with placed(recipe):
-        found = start_from(learner.group, Path(recipe.model.pretrained), observer.note)
-    observer.note(f"starting from {found['file']}; classifiers: {found['classifier']}")
-    return found
-
-
-def _normalise_for(learner: Learner, data: ImageData) -> None:
-    """Give the group the constants of the data, which an image folder only tells once it has been read."""
-    if data.spec.mean is None or data.spec.std is None:
-        raise ValueError("loading the training images tells their mean and deviation")
-    learner.group.normalize = Normalize(data.spec.mean, data.spec.std)
-
-
-def _threads(
-    recipe: Recipe, learner: Learner, data: ImageData, here: PartialState, observer: Observer
-) -> tuple[int | None, dict[str, float] | None]:
-    """How many threads a step takes on a CPU, and the probe's medians in seconds a step; None: torch's own affair."""
-    if here.num_processes > 1 or recipe.train.deterministic or not thread_counts.may_choose(here.device):
-        return None, None
-    count, seconds = thread_counts.choose(learner, *_first_batch(recipe, learner, data, here))
-    if count == 1:
-        observer.note("one thread computes: on this machine, as busy as it is, several are slower")
-    return count, seconds
-
-
-def _first_batch(recipe: Recipe, learner: Learner, data: ImageData, here: PartialState) -> tuple[Tensor, Tensor]:
-    """Images and labels for a probe, as many as a step has; the learner goes where they are."""
-    count = max(2, recipe.train.batch_size // (here.num_processes * recipe.train.accumulation))
-    train = data.splits["train"]
-    learner.to(here.device).to(memory_format=torch.channels_last)
-    return train.images[:count].to(here.device), train.labels[:count].to(here.device)
-
-
-def _with_precision(
-    recipe: Recipe, learner: Learner, data: ImageData, here: PartialState
-) -> tuple[Recipe, dict[str, float] | None]:
-    """The recipe with `precision = "auto"` decided by the main process, and the probe's medians in seconds a step."""
-    if recipe.train.precision != "auto":
-        return recipe, None
-    found = None
-    if here.is_main_process:
-        found = precisions.choose(learner, *_first_batch(recipe, learner, data, here))
-    chosen, seconds = from_main(found)
-    settings = recipe.train.model_copy(update={"precision": chosen})
-    return recipe.model_copy(update={"train": settings}), seconds
-
-
-def _teacher(recipe: Recipe, spec: datasets.DataSpec) -> Teacher | None:
-    """The teacher, before any data is read: an image folder's constants are not known then, nor needed to count."""
-    mean, std = spec.mean or (0.0,) * spec.channels, spec.std or (1.0,) * spec.channels
-    return open_teacher(recipe, spec_record(recipe, replace(spec, mean=mean, std=std)))
-
-
-def _counted(learner: Learner, spec: datasets.DataSpec, teacher: Teacher | None, observer: Observer) -> LearnerCost:
-    cost = learner_cost(learner, spec.channels, spec.size, teacher)
-    if cost.train.uncounted:
-        observer.note(f"warning: the costs are too low, these are not counted: {named_uses(cost.train.uncounted)}")
-    return cost
-
-
-def _costs(recipe: Recipe, learner: Learner, cost: LearnerCost) -> dict[str, Any]:
-    """What a dry run and run.json say of costs."""
-    wholes = {"train": cost.train, "deploy": cost.deploy, "ensemble": cost.ensemble}
-    of_each: dict[str, dict[str, int | None]] = {
-        what: {name: None if whole is None else getattr(whole, what) for name, whole in wholes.items()}
-        for what in ("parameters", "flops", "activations", "bytes")
-    }
-    of_each["bytes"]["checkpoint"] = checkpoint_bytes(recipe, learner)
-    parts = {
-        name: {
-            "parameters": part.parameters,
-            "flops": part.flops,
-            "activations": part.activations,
-            "bytes": part.bytes,
-        }
-        for name, part in cost.parts.items()
-    }
-    return {**of_each, "parts": parts, "uncounted": cost.train.uncounted}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+    with here.main_process_first():
+        data = load_again(run, asked=recipe is not None)
+    require_same(run, data, accept_changes, observer)
+    prepared.check(data, here)
+    fit(run, prepared, data, device, observer, saved=saved, changes=changes)

@@ -1,0 +1,79 @@
+"""Reading the images of a training: those that its recipe names, and for a run that goes on the same ones again."""
+
+from pathlib import Path
+
+from distilkit.data import datasets
+from distilkit.data.datasets import ImageData
+from distilkit.errors import UserError
+from distilkit.learners.build import placed
+from distilkit.observer import Observer
+from distilkit.recipe import Recipe
+from distilkit.runs import checkpoint as checkpoints
+from distilkit.runs.data_record import DataRecord
+from distilkit.runs.run import RECIPE, Run
+
+
+def known_spec(recipe: Recipe) -> datasets.DataSpec:
+    """What is known of the recipe's data before its images are read."""
+    data = recipe.data
+    with placed(recipe):
+        return datasets.spec(data.dataset, Path(data.root), data.image_size, data.channels)
+
+
+def load(recipe: Recipe, known: DataRecord | None = None, *, prepare: bool = True) -> ImageData:
+    """Read the recipe's splits.
+
+    `known`: what a run remembers of them, whose mean and deviation stay. `prepare`: whether what is missing may be
+    downloaded or unpacked.
+    """
+    splits = ("train", "validation", "test") if recipe.data.validation else ("train", "test")
+    with placed(recipe):
+        return datasets.load(
+            recipe.data.dataset,
+            Path(recipe.data.root),
+            download=recipe.data.download,
+            image_size=recipe.data.image_size,
+            channels=recipe.data.channels,
+            validation=recipe.data.validation,
+            seed=recipe.train.seed,
+            splits=splits,
+            storage=recipe.data.storage,
+            workers=recipe.data.workers,
+            constants=(known.mean, known.std) if known else None,
+            prepare=prepare,
+        )
+
+
+def load_again(run: Run, *, asked: bool) -> ImageData:
+    """Read the splits of a run that goes on.
+
+    Its images were there when it began. Where they are gone they are downloaded or unpacked again only if the user has
+    named the recipe that says so (`asked`): the run may be somebody else's.
+    """
+    try:
+        return load(run.recipe, run.data, prepare=asked)
+    except UserError as error:
+        if not asked and datasets.traits(run.recipe.data.dataset).prepared:
+            again = f"distilkit train {run.path / RECIPE} --resume {run.path}"
+            hint = f"to have the images downloaded or unpacked again, name the recipe as well: {again}"
+            error.hint = "; ".join(filter(None, [error.hint, hint]))
+        raise
+
+
+def require_same(run: Run, data: ImageData, accept_changes: bool, observer: Observer) -> None:
+    """Raise `UserError` where these are not the images that the run began with; note it in its record if accepted."""
+    changed = run.data.changed(data)
+    if not changed:
+        return
+    counts = {split: len(data.splits[split].labels) for split in changed}
+    if not accept_changes or any(run.data.images.get(split) != count for split, count in counts.items()):
+        raise UserError(
+            f"the images of {' and '.join(changed)} are not the ones that {run.path} began with",
+            "put the data back as it was, or train anew; where damaged files were replaced, one by one, add "
+            "--accept-changes",
+        )
+    observer.note(f"continuing with changed images of {' and '.join(changed)}")
+    known = {"fingerprints": {**run.data.fingerprints, **data.fingerprints}}
+    run.record["data"] = run.data.model_copy(update=known).model_dump(mode="json")
+    after = checkpoints.pointed(run.checkpoints, "last")
+    run.record["data_changes"] = [*run.record.get("data_changes", []), {"after": after, "splits": changed}]
