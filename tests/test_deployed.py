@@ -100,13 +100,15 @@ def test_statistics_that_lag_are_found_and_said(split: Split) -> None:
         network = copy.deepcopy(group).train()
         labels = torch.cat([network(part).logits_SBC[0].argmax(-1) for part in split.images.tensor_split(2)])
     own = Split(split.images, labels)
-    lagging = check_deployed(group, 0, own, 50, torch.device("cpu"))
-    assert lagging.batch_statistics_error == 0.0
+    lagging = check_deployed(group, group, 0, own, 50, torch.device("cpu"))
+    assert lagging is not None
+    assert lagging.trained_error == 0.0
     assert lagging.deployed_error >= 50.0
     assert lagging.lags
     assert "set train.recalibrate = 2000" in describe(lagging.document())
     recalibrate(group, own, 100, 50, Accelerator(cpu=True))
-    mended = check_deployed(group, 0, own, 50, torch.device("cpu"))
+    mended = check_deployed(group, group, 0, own, 50, torch.device("cpu"))
+    assert mended is not None
     assert mended.deployed_error < 20.0
 
 
@@ -146,3 +148,18 @@ def test_a_short_training_with_a_slow_average_deploys_what_it_learnt(tiny: Tiny,
         return float(run.metrics()[-1]["test"]["errors"]["student_0"]["top1"])
 
     assert error("train.ema_warmup=false") - error() > 20.0
+
+
+def test_a_training_says_at_its_end_where_what_is_deployed_lags(tiny: Tiny, tmp_path: Path) -> None:
+    notes: list[str] = []
+    observer = Observer()
+    observer.note = notes.append  # type: ignore[method-assign]
+    recipe = tiny("train.ema=0.999", "train.ema_warmup=false", "train.epochs=3")
+    document = train(recipe, tmp_path / "lags", device="cpu", command="", observer=observer)
+    check = Run.open(Path(str(document["run"]))).record["deployed_check"]
+    assert check["lags"]
+    assert check["images"] == 1000
+    assert check["deployed_error"] - check["trained_error"] > 20
+    assert any("the moving average, lag behind; set train.recalibrate" in note for note in notes)
+    document = train(tiny("train.epochs=3"), tmp_path / "well", device="cpu", command="", observer=Observer())
+    assert not Run.open(Path(str(document["run"]))).record["deployed_check"]["lags"]

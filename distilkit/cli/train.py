@@ -203,6 +203,11 @@ def _show_plan(document: dict[str, Any]) -> None:
     )
     if document["uncounted"]:
         console.print_line(f"not counted, so the costs are too low: {named_uses(document['uncounted'])}")
+    for teacher in document.get("teachers", ()):
+        console.print_line(
+            f"teacher {teacher['name']}: error {teacher['error']:.1f} % on {teacher['images']:,} images of the "
+            f"{teacher['split']} split"
+        )
     if document["teacher_missing"]:
         console.print_line(f"without the teacher: {document['teacher_missing']}")
     if document["split_at"]:

@@ -154,8 +154,13 @@ def load(path: Path) -> Checkpoint:
 
 
 def load_part(path: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint: "group" or "method". Raises `UserError` like `load`."""
+    """The tensors of one file of a checkpoint: "group", say. Raises `UserError` like `load`."""
     return _load_tensors(path, f"{part}.safetensors", load_state(path))
+
+
+def has_part(path: Path, part: str) -> bool:
+    """Whether a checkpoint has this file: "raw" and "average" are not in every one."""
+    return is_plain_file(path / f"{part}.safetensors")
 
 
 def load_state(path: Path) -> dict[str, Any]:

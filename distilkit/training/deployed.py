@@ -36,8 +36,7 @@ def recalibrate(group: Group, split: Split, images: int, batch_size: int, accele
     unless it is the only one. Every batch counts alike (PyTorch's cumulative mean, `momentum = None`). Everything but
     batch norm computes as it does when deployed. Processes share the batches, and end with the same statistics.
     """
-    norms = [module for module in group.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
+    norms = _norms(group)
     if not norms:
         return
     places = fixed_images(split, images)
@@ -68,7 +67,7 @@ def recalibrate(group: Group, split: Split, images: int, batch_size: int, accele
 
 @dataclass(frozen=True)
 class DeployedCheck:
-    """One network on the same training images as it is deployed, and with each batch's own statistics.
+    """What is deployed, and what was trained with each batch's own statistics, on the same training images.
 
     Errors in percent, without augmentation or dropout. `p`: exact, two-sided, of the images on which only one of both
     is wrong (McNemar's test).
@@ -76,20 +75,20 @@ class DeployedCheck:
 
     images: int
     deployed_error: float
-    batch_statistics_error: float
+    trained_error: float
     p: float
 
     @property
     def lags(self) -> bool:
         """Whether what is deployed is clearly worse than what was trained."""
-        return self.deployed_error - self.batch_statistics_error >= POINTS and self.p < P
+        return self.deployed_error - self.trained_error >= POINTS and self.p < P
 
     def document(self) -> dict[str, Any]:
         """What run.json keeps."""
         return {
             "images": self.images,
             "deployed_error": self.deployed_error,
-            "batch_statistics_error": self.batch_statistics_error,
+            "trained_error": self.trained_error,
             "p": self.p,
             "lags": self.lags,
         }
@@ -101,38 +100,50 @@ def describe(document: dict[str, Any]) -> str:
         return ""
     return (
         f"what is deployed has {document['deployed_error']:.1f} % error on {document['images']:,} training images, and "
-        f"{document['batch_statistics_error']:.1f} % with each batch's own statistics: batch norm's running statistics "
-        "lag behind the weights; set train.recalibrate = 2000, or train for longer"
+        f"what was trained {document['trained_error']:.1f} % with each batch's own statistics: batch norm's running "
+        "statistics, or the moving average, lag behind; set train.recalibrate = 2000, lower train.ema, or train longer"
     )
 
 
 @torch.inference_mode()
-def check_deployed(group: Group, leader: int, split: Split, batch_size: int, device: torch.device) -> DeployedCheck:
-    """Compare the member at place `leader` of a deployed group with itself under each batch's own statistics."""
+def check_deployed(
+    deployed: Group, trained: Group, leader: int, split: Split, batch_size: int, device: torch.device
+) -> DeployedCheck | None:
+    """Compare the member at place `leader` of the `deployed` group with that of the one that was `trained`.
+
+    The second computes with each batch's own statistics. None where neither has any that could lag.
+    """
+    if not _norms(deployed):
+        return None
     # Imported here: it takes longer than many evaluations.
     from scipy.stats import binomtest
 
     places = fixed_images(split, CHECKED)
     labels = split.labels[places]
     wrong = []
-    for batch_statistics in (False, True):
+    for group, batch_statistics in ((deployed, False), (trained, True)):
         network = copy.deepcopy(group).to(device).eval()
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train(batch_statistics)
+        for norm in _norms(network):
+            norm.train(batch_statistics)
         parts = [
             network(split.images[part].to(device)).logits_SBC[leader].argmax(-1).cpu()
             for part in _batches(places, batch_size)
         ]
         wrong.append(torch.cat(parts) != labels)
-    deployed, trained = wrong
-    only, other = int((deployed & ~trained).sum()), int((trained & ~deployed).sum())
+    ours, theirs = wrong
+    only, other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     return DeployedCheck(
         images=len(labels),
-        deployed_error=100 * float(deployed.double().mean()),
-        batch_statistics_error=100 * float(trained.double().mean()),
+        deployed_error=100 * float(ours.double().mean()),
+        trained_error=100 * float(theirs.double().mean()),
         p=float(binomtest(only, only + other).pvalue) if only + other else 1.0,
     )
+
+
+def _norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms that keep running statistics."""
+    found = (module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return [norm for norm in found if norm.track_running_stats]
 
 
 def _batches(places: Tensor, size: int) -> list[Tensor]:

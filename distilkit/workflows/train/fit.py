@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
 from distilkit.errors import UserError, first_line, out_of_memory
@@ -15,6 +17,7 @@ from distilkit.runs import checkpoint as checkpoints
 from distilkit.runs.data_record import data_record
 from distilkit.runs.run import Run
 from distilkit.threads import threads
+from distilkit.training.deployed import check_deployed, describe
 from distilkit.training.interrupt import Interrupted, signum_of
 from distilkit.training.processes import make_accelerator
 from distilkit.training.trainer import Trainer
@@ -66,6 +69,7 @@ def fit(
         if main:
             final = _final(run, learner)
             run.record["final"] = final
+            _check_deployed(run, data, accelerator.device, observer)
             finished_card(run, observer)
             # "done" comes last: nobody resumes a run that says so.
             run.update(state="done")
@@ -155,6 +159,20 @@ def _final(run: Run, learner: Learner) -> dict[str, Any]:
             "note": "selected on the test set by the leader, as the papers' code selects; not an honest estimate",
         },
     }
+
+
+def _check_deployed(run: Run, data: ImageData, device: torch.device, observer: Observer) -> None:
+    """Note in run.json, and for people where it is bad, whether what is deployed has kept up with what was trained."""
+    learner, folder = run.learner(), run.checkpoint()
+    trained = run.learner()
+    if checkpoints.has_part(folder, "raw"):
+        trained.load_state_dict(checkpoints.load_part(folder, "raw"))
+    place, batch_size = list(learner.group.members).index(learner.leader), run.recipe.train.batch_size
+    found = check_deployed(learner.group, trained.group, place, data.splits["train"], batch_size, device)
+    if found is not None:
+        run.record["deployed_check"] = found.document()
+        if found.lags:
+            observer.note(f"warning: {describe(run.record['deployed_check'])}")
 
 
 def _error(line: Mapping[str, Any], split: str, member: str) -> float:

@@ -1,5 +1,6 @@
 """Reading the images of a training: those that its recipe names, and for a run that goes on the same ones again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from distilkit.data import datasets
@@ -20,13 +21,19 @@ def known_spec(recipe: Recipe) -> datasets.DataSpec:
         return datasets.spec(data.dataset, Path(data.root), data.image_size, data.channels)
 
 
-def load(recipe: Recipe, known: DataRecord | None = None, *, prepare: bool = True) -> ImageData:
+def load(
+    recipe: Recipe,
+    known: DataRecord | None = None,
+    *,
+    prepare: bool = True,
+    splits: Sequence[str] = ("train", "validation", "test"),
+) -> ImageData:
     """Read the recipe's splits.
 
     `known`: what a run remembers of them, whose mean and deviation stay. `prepare`: whether what is missing may be
     downloaded or unpacked.
     """
-    splits = ("train", "validation", "test") if recipe.data.validation else ("train", "test")
+    splits = [split for split in splits if split != "validation" or recipe.data.validation]
     with placed(recipe):
         return datasets.load(
             recipe.data.dataset,

@@ -14,10 +14,11 @@ from distilkit.data.datasets import DataSpec, ImageData
 from distilkit.errors import UserError
 from distilkit.groups.group import BranchGroup
 from distilkit.groups.normalize import Normalize
+from distilkit.learners import teacher_check
 from distilkit.learners.build import build_learner, placed
 from distilkit.learners.learner import Learner
 from distilkit.learners.pretrained import start_from
-from distilkit.learners.teacher import Teacher
+from distilkit.learners.teacher import ResizedClassifier, Teacher
 from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
@@ -28,7 +29,7 @@ from distilkit.training.processes import from_main
 from distilkit.training.trainer import check_settings
 from distilkit.workflows.train.images import known_spec
 from distilkit.workflows.train.resolve import Reasons, as_begun, resolve
-from distilkit.workflows.train.teachers import name_code, open_teacher, resolve_teacher
+from distilkit.workflows.train.teachers import check_teacher, is_there, name_code, open_teacher, resolve_teacher
 
 
 @dataclass
@@ -58,10 +59,20 @@ class Prepared:
             raise ValueError("loading the training images tells their mean and deviation")
         self.learner.group.normalize = Normalize(data.spec.mean, data.spec.std)
         section = self.recipe.teacher
-        if self.teacher is not None and section is not None and section.run is None:
+        if self.teacher is not None and section is not None and section.run is None and section.mean is None:
             for classifier in self.teacher.classifiers:
                 # Weights from elsewhere have no constants of their own.
-                classifier.normalize = Normalize(data.spec.mean, data.spec.std)
+                inner = classifier.classifier if isinstance(classifier, ResizedClassifier) else classifier
+                inner.normalize = Normalize(data.spec.mean, data.spec.std)
+
+    def check_teacher(
+        self, data: ImageData, device: torch.device, observer: Observer, most: int = teacher_check.IMAGES
+    ) -> list[dict[str, Any]]:
+        """Measure the teacher; what run.json keeps of it. Raises `SettingError` where it is read wrongly or useless."""
+        if self.teacher is None:
+            return []
+        with placed(self.recipe):
+            return check_teacher(self.recipe, self.teacher, data, device, observer, most)
 
     def check(self, data: ImageData, here: PartialState) -> None:
         """Raise `UserError` where the recipe asks what these images, this device or these processes do not allow."""
@@ -103,7 +114,7 @@ def prepare(
         recipe, teacher = _taught(recipe, runs, spec, run, observer)
     except UserError as error:
         # A chain of recipes can be looked at before its teacher is trained; its cost is then the students' alone.
-        if here is not None or isinstance(error, UntrustedCodeError):
+        if here is not None or isinstance(error, UntrustedCodeError) or is_there(recipe):
             raise
         missing = error.faults[0].problem if error.faults else error.problem
     prepared = Prepared(recipe, spec, learner, teacher, missing, pretrained, Reasons())

@@ -151,6 +151,11 @@ def _place(name: str, theirs: tuple[str, ...]) -> int:
     )
 
 
+def is_there(recipe: Recipe) -> bool:
+    """Whether a recipe's teacher is a file: one that cannot be opened then is no matter of a training still to come."""
+    return recipe.teacher is not None and recipe.teacher.weights is not None and Path(recipe.teacher.weights).exists()
+
+
 def check_teacher(
     recipe: Recipe,
     teacher: Teacher,
@@ -177,11 +182,16 @@ def check_teacher(
             f"teacher {name}: error {measured.error:.1f} %, cross-entropy {measured.cross_entropy:.3f}, on "
             f"{measured.images:,} images of the {split} split"
         )
-        if section.run is None and not section.allow_weak:
+        if section.run is None:
             assert section.architecture is not None
-            teacher_check.require_right_reading(
-                classifier, measured, images, known.classes, section.architecture, (known.mean, known.std), device
-            )
+            try:
+                teacher_check.require_right_reading(
+                    classifier, measured, images, known.classes, section.architecture, (known.mean, known.std), device
+                )
+            except SettingError as error:
+                if not section.allow_weak:
+                    raise
+                observer.note(f"warning: {error.problem}")
         elif measured.knows_nothing:
             observer.note(f"warning: naming the largest class always has {measured.chance:.1f} % error there")
         digest = teacher_check.digest(classifier)

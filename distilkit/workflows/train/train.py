@@ -6,11 +6,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from distilkit._version import __version__
 from distilkit.data import datasets
 from distilkit.errors import UserError
+from distilkit.learners import teacher_check
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
 from distilkit.runs.data_record import data_record
@@ -36,6 +38,14 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
     recipe, spec, root = prepared.recipe, prepared.spec, Path(recipe.data.root)
     present, where = datasets.presence(recipe.data.dataset, root, download=recipe.data.download)
     balance = datasets.balances(recipe.data.dataset, root, spec.classes) if present else {}
+    teachers = []
+    if prepared.teacher is not None and present:
+        # Where images lie in files of their own only those are decoded that the teacher is shown.
+        streamed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"storage": "stream"})})
+        data = load(streamed, splits=("train", "validation"), prepare=False)
+        prepared.take_constants(data)
+        few = teacher_check.IMAGES_OF_A_DRY_RUN
+        teachers = prepared.check_teacher(data, torch.device("cpu"), Observer(), few)
     return {
         "recipe": recipe.name,
         "pretrained": prepared.pretrained,
@@ -53,6 +63,7 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
             "remarks": datasets.remarks(balance),
         },
         "teacher_missing": prepared.teacher_missing,
+        **({"teachers": teachers} if teachers else {}),
         "tracking": tracking.destinations(recipe),
         "epochs": recipe.train.epochs,
     }
@@ -72,6 +83,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
         data = load(prepared.recipe)
     prepared.take_constants(data)
     prepared.check(data, here)
+    teachers = prepared.check_teacher(data, here.device, observer if here.is_main_process else Observer())
     path = None
     if here.is_main_process:
         record = {
@@ -82,6 +94,7 @@ def train(recipe: Recipe, runs: Path, *, device: str, command: str, observer: Ob
             "processes": here.num_processes,
             **decided(prepared),
             "pretrained": prepared.pretrained,
+            **({"teachers": teachers} if teachers else {}),
             "state": "running",
             **recorded(prepared, data_record(prepared.recipe, data)),
         }
