@@ -62,12 +62,14 @@ class SeedSpread:
     """What the trainings of one recipe that count say together.
 
     `errors`: classifier -> "top1" or "top5" -> `Spread`. `counted`: whether the card's own run is one of them; a newer
-    training with its seed counts otherwise.
+    training with its seed counts otherwise. `remarks`: in what these trainings differ that is not the question,
+    sentences without full stops.
     """
 
     seeds: tuple[int, ...]
     errors: Mapping[str, Mapping[str, Spread]]
     counted: bool
+    remarks: tuple[str, ...] = ()
 
 
 def write_card(run: Run, seeds: SeedSpread | None = None) -> Path:
@@ -314,6 +316,7 @@ def _seeds_text(run: Run, seeds: SeedSpread | None, names: Sequence[str]) -> str
         return ""
     which = ", ".join(map(markdown, seeds.seeds))
     repeated = "" if seeds.counted else ", of which a newer training counts"
+    remarks = "".join(f"{markdown(remark)}.\n\n" for remark in seeds.remarks)
     return f"""## Spread over seeds, percent
 
 {len(seeds.seeds)} trainings of this recipe, seeds {which}; this one is seed {markdown(run.record["seed"])}{repeated}. \
@@ -323,7 +326,7 @@ Deviation: the sample's.
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-"""
+{remarks}"""
 
 
 def _robustness_text(run: Run, member: str | None = None) -> str:
