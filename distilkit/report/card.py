@@ -16,7 +16,7 @@ import yaml
 
 from distilkit._version import __version__
 from distilkit.analysis.cost import named_uses
-from distilkit.analysis.metrics import wilson95
+from distilkit.analysis.metrics import interval95
 from distilkit.analysis.statistics import Spread
 from distilkit.errors import UserError
 from distilkit.models import own
@@ -258,7 +258,6 @@ def _wrong(error: float, images: int) -> int:
 
 def _run_text(run: Run, seeds: SeedSpread | None) -> str:
     record, final, data = run.record, run.record["final"], run.data
-    best = final["best_on_test"]
     rows = []
     for name, error in final["errors"].items():
         shown = markdown(name) + (" (leader, deployed)" if name == record["leader"] else "")
@@ -290,9 +289,6 @@ def _run_text(run: Run, seeds: SeedSpread | None) -> str:
 
 Interval: Wilson's, of the top-1 error, over the sampling of {data.images["test"]:,} test images; it says nothing of
 the spread between trainings.
-
-Selected on the test set by the leader (as the papers' code selects, not an honest estimate): \
-epoch {markdown(best["epoch"])}, leader {best["errors"][record["leader"]]["top1"]:.2f}.
 
 {_seeds_text(run, seeds, list(final["errors"]))}{_costs(record)}{_robustness_text(run)}{_exports_text(run)}"""
 
@@ -407,7 +403,7 @@ def _validation(data: DataRecord) -> str:
 
 
 def _interval(error: float, data: DataRecord) -> str:
-    low, high = wilson95(_wrong(error, data.images["test"]), data.images["test"])
+    low, high = interval95(error, data.images["test"])
     return f"{low:.2f} to {high:.2f}"
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from distilkit.analysis.metrics import wilson95
+from distilkit.analysis.metrics import interval95
 from distilkit.errors import UserError, did_you_mean
 from distilkit.runs.run import Run, finished_runs
 from distilkit.workflows.comparison.group_statistics import difference, error_spreads
@@ -93,7 +93,7 @@ def _rows(run: Run, label: str) -> list[dict[str, Any]]:
                 "test_images": images,
                 "top1_error": figures["top1"],
                 "top5_error": figures["top5"],
-                "interval95": list(wilson95(round(figures["top1"] * images / 100), images)),
+                "interval95": list(interval95(figures["top1"], images)),
                 **_costs(run, name),
                 "uncounted": record.get("uncounted", {}),
             }

@@ -23,7 +23,7 @@ _IMAGES = {
     "test-images": "these were not tested on the same images, and their errors do not compare",
     "unknown-test-images": "whether these were tested on the same images cannot be known, and their errors are not "
     "compared",
-    "data": "these were trained on other images than each other",
+    "data": "these were not trained on the same images",
     "unknown-data": "whether these were trained on the same images cannot be known",
 }
 
