@@ -29,6 +29,8 @@ APART = frozenset(
         "data.workers",
         # With how many threads a CPU computes changes no more than the order of sums.
         "train.threads",
+        # Whether a teacher may be weak is asked before the training.
+        "teacher.allow_weak",
         # What is written on the way changes no result.
         "train.checkpoint_epochs",
         "train.checkpoint_steps",
