@@ -231,14 +231,14 @@ def plain_diversity(students: int, count: int) -> Work:
 def our_perturbation(count: int, precision: str) -> Work:
     """Points of a perturbation curve of ResNet-32."""
     from distilkit.analysis.perturbation import curve, directions
-    from distilkit.data.resident import evaluation_batch, evaluation_batches
+    from distilkit.data.resident import EvaluationImages
 
     classifier, images = _deployed(), data(count)
     (direction,) = directions(classifier, 1, seed=0)
     device = torch.device("cpu")
 
     def work(number: int) -> int:
-        splits = {"test": lambda: evaluation_batches(images.splits["test"], evaluation_batch(device), device)}
+        splits = {"test": EvaluationImages(images.splits["test"], device)}
         curve(classifier, splits, direction, [float(d) for d in range(number)], precision=precision)
         return number * count
 

@@ -1,13 +1,16 @@
 """What a workflow tells while it works. It prints nothing itself; whoever calls it decides what is shown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What is about to be trained. `start_step`: global steps done already, above 0 when resuming."""
+    """What is about to be trained. `start_step`: global steps done already, above 0 when resuming.
+
+    `summed_over`: the losses that are no sum over all members, and over how many.
+    """
 
     run: str
     method: str
@@ -21,6 +24,7 @@ class TrainingPlan:
     images: int
     device: str
     precision: str
+    summed_over: Mapping[str, int] = field(default_factory=dict)
 
 
 class Observer:

@@ -140,7 +140,7 @@ def test_a_seed_that_was_trained_twice_counts_once_and_is_said(six: Path, one_ru
     assert group["seeds"] == [0, 1, 2]
     assert group["top1_error"]["mean"] == pytest.approx(statistics.fmean([6.2, 20.0, 5.0]))
     assert group["repeated"] == [str(six / "one-1")]
-    assert any("seed 1 was trained more than once" in remark for remark in document["remarks"])
+    assert any("seed 1 was trained more than once" in remark["text"] for remark in document["remarks"])
 
 
 def test_other_test_images_are_neither_averaged_nor_subtracted(six: Path, one_run: Path, distilkit: Command) -> None:
@@ -154,7 +154,9 @@ def test_other_test_images_are_neither_averaged_nor_subtracted(six: Path, one_ru
         if odd in (pair["group"], pair["baseline"]):
             assert (pair["comparable"], pair["difference"], pair["interval95"]) == (False, None, None)
             assert pair["reason"] == "other test images"
-    assert any("not tested on the same images" in remark and odd in remark for remark in document["remarks"])
+    (remark,) = (remark for remark in document["remarks"] if remark["kind"] == "test-images")
+    assert "not tested on the same images" in remark["text"]
+    assert odd in remark["groups"]
     assert "not tested on the same images" in distilkit("compare", "--runs", six).out
 
 
@@ -162,7 +164,9 @@ def test_other_training_images_are_said(six: Path, one_run: Path, distilkit: Com
     made(one_run, six / "elsewhere", name="one", seed=3, fingerprints={"train": "e" * 64})
     document = distilkit("compare", "--runs", six, "--json").json
     assert all(pair["comparable"] for pair in document["differences"])
-    assert any("trained on other images" in remark and "eeeeeeee" in remark for remark in document["remarks"])
+    (remark,) = document["remarks"]
+    assert remark["kind"] == "data"
+    assert any("eeeeeeee" in label for label in remark["groups"])
 
 
 def test_held_out_images_follow_the_seed_and_split_no_group(

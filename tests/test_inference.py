@@ -183,7 +183,7 @@ def test_a_perturbation_curve_follows_the_perturbed_weights() -> None:
     network, images = classifier("resnet8"), pixels(32, 40)
     labels = network(images).argmax(-1)
     (direction,) = directions(network, 1, seed=0)
-    points = curve(network, {"test": lambda: [(images, labels)]}, direction, [0.0, 20.0, 0.0])["test"]
+    points = curve(network, {"test": [(images, labels)]}, direction, [0.0, 20.0, 0.0])["test"]
     assert points[0] == points[2]
     assert points[0].top1_error == 0
     assert points[1].cross_entropy > points[0].cross_entropy + 0.1

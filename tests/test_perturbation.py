@@ -227,10 +227,10 @@ def test_a_curve_is_the_error_of_the_moved_network_at_every_distance(recomputed:
     told: list[tuple[int, int]] = []
     points = curve(
         module,
-        {"test": batches, "train": lambda: list(batches())[:1]},
+        {"test": list(batches()), "train": list(batches())[:1]},
         direction,
         [0.0, 2.0],
-        recompute_on=(lambda: [b[0] for b in batches()]) if recomputed else None,
+        recompute_on=list(batches()) if recomputed else None,
         progress=lambda done, total: told.append((done, total)),
     )
     assert_same_bits(module, before)
@@ -254,7 +254,7 @@ def test_a_curve_is_the_error_of_the_moved_network_at_every_distance(recomputed:
 def test_a_network_that_breaks_is_all_wrong_and_not_a_crash():
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
     direction = torch.full((len(flat(module)),), math.inf)
-    points = curve(module, {"test": batches}, direction, [0.0, 1.0])["test"]
+    points = curve(module, {"test": list(batches())}, direction, [0.0, 1.0])["test"]
     assert math.isfinite(points[0].cross_entropy)
     assert (points[1].top1_error, points[1].cross_entropy) == (100.0, math.inf)
     assert bool(flat(module).isfinite().all())
@@ -263,4 +263,4 @@ def test_a_network_that_breaks_is_all_wrong_and_not_a_crash():
 def test_a_split_without_images_is_refused():
     module = network()
     with pytest.raises(ValueError, match="no images"):
-        curve(module, {"test": lambda: []}, directions(module, 1, 0)[0], [0.0])
+        curve(module, {"test": []}, directions(module, 1, 0)[0], [0.0])

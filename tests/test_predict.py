@@ -31,7 +31,7 @@ from distilkit.runs.run import Run, open_model
 from distilkit.workflows.deploy.export import export
 from distilkit.workflows.deploy.predict import BATCH, predict
 from distilkit.workflows.deploy.prune_branches import prune_branches
-from distilkit.workflows.evaluation import evaluate
+from distilkit.workflows.evaluation import logits
 
 Command = Callable[..., Result]
 PAGE = Path(__file__).parents[1] / "docs" / "deployment.md"
@@ -74,7 +74,7 @@ def in_torch(run: Path) -> tuple[tuple[str, ...], torch.Tensor]:
     """The classes, and the probabilities of all test images as `distilkit evaluate` sees them."""
     _, model = open_model(run, run.parent)
     split = model.data.load(("test",)).splits["test"]
-    return model.data.classes, evaluate.predict(model.classifier, split, "cpu", Observer()).softmax(-1)
+    return model.data.classes, logits.predict(model.classifier, split, "cpu", Observer()).softmax(-1)
 
 
 def agree(document: dict[str, Any], classes: tuple[str, ...], probabilities_NC: torch.Tensor) -> None:

@@ -125,7 +125,7 @@ def test_runs_with_other_test_images_are_not_compared(copies: list[Path], distil
         change(run, data=data | {"fingerprints": {**data["fingerprints"], "test": "0" * 64}})
     document = distilkit("report", *copies, "--no-figures", "--no-evaluate", "--json").json
     assert document["differences"] == []
-    assert any("different test images" in note for note in document["notes"])
+    assert any("not tested on the same images" in note for note in document["notes"])
 
 
 # Where it goes

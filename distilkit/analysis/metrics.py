@@ -155,6 +155,11 @@ def _calibration_error(confidence_N: Tensor, right_N: Tensor) -> float:
     return 100 * float(gap_per_bin.abs().sum()) / len(confidence_N)
 
 
+def interval95(error: float, images: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of an error in percent of so many images, percent."""
+    return wilson95(round(error * images / 100), images)
+
+
 def wilson95(errors: int, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval of an error of `errors` in `images`, percent."""
     # Imported here: scipy.stats takes longer to import than most evaluations on a GPU take to run.

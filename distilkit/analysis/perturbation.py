@@ -19,15 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distilkit.analysis import metrics
 from distilkit.errors import UserError
-from distilkit.groups.inference import Inference, Precision
+from distilkit.groups.inference import Inference, Precision, over_images
 from distilkit.randomness import generator
 
 DirectionKind = Literal["unit", "filter-normalised"]
 
-LabelledBatches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Called once for each pass; gives images [B, C, H, W] on the module's device, with their labels [B]."""
-
-ImageBatches = Callable[[], Iterable[Tensor]]
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Gone through again and again: images [B, C, H, W] on the module's device, with their labels [B]."""
 
 
 @dataclass(frozen=True)
@@ -198,11 +196,11 @@ def _modes_restored(module: nn.Module) -> Iterator[None]:
 
 def curve(
     module: nn.Module,
-    splits: Mapping[str, LabelledBatches],
+    splits: Mapping[str, Batches],
     direction: Tensor,
     magnitudes: Sequence[float],
     *,
-    recompute_on: ImageBatches | None = None,
+    recompute_on: Batches | None = None,
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, tuple[CurvePoint, ...]]:
@@ -221,31 +219,30 @@ def curve(
         for done, magnitude in enumerate(magnitudes, start=1):
             with perturbed(module, direction, magnitude), statistics_restored(module):
                 if recompute_on is not None:
-                    recompute_statistics(module, recompute_on())
+                    recompute_statistics(module, (images for images, _ in recompute_on))
                 answers.refresh()
                 for split, batches in splits.items():
-                    points[split].append(CurvePoint(magnitude, *_measure(answers, batches())))
+                    points[split].append(CurvePoint(magnitude, *_measure(answers, batches)))
             if progress is not None:
                 progress(done, len(magnitudes))
     return {split: tuple(measured) for split, measured in points.items()}
 
 
-def _measure(answers: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+@torch.inference_mode()
+def _measure(answers: Callable[[Tensor], Tensor], batches: Batches) -> tuple[float, float]:
     """Top-1 error in percent and mean cross-entropy in nats."""
     images_seen = 0
     # Added up on the device: reading them after each batch would make the device wait.
     wrong: Tensor | None = None
     nats: Tensor | None = None
-    with torch.no_grad():
-        for images, labels in batches:
-            logits = answers(images).float()
-            images_seen += len(images)
-            finite = logits.isfinite().all(-1, keepdim=True)
-            batch_nats = F.cross_entropy(logits, labels, reduction="none").where(finite.squeeze(-1), math.inf)
-            batch_nats = batch_nats.sum(dtype=torch.float64)
-            batch_wrong = metrics.errors(logits.where(finite, math.nan), labels).top1
-            wrong = batch_wrong if wrong is None else wrong + batch_wrong
-            nats = batch_nats if nats is None else nats + batch_nats
+    for logits, labels in over_images(answers, batches):
+        images_seen += len(labels)
+        finite = logits.isfinite().all(-1, keepdim=True)
+        batch_nats = F.cross_entropy(logits, labels, reduction="none").where(finite.squeeze(-1), math.inf)
+        batch_nats = batch_nats.sum(dtype=torch.float64)
+        batch_wrong = metrics.errors(logits.where(finite, math.nan), labels).top1
+        wrong = batch_wrong if wrong is None else wrong + batch_wrong
+        nats = batch_nats if nats is None else nats + batch_nats
     if wrong is None or nats is None or not images_seen:
         raise ValueError("there are no images to measure the error on")
     return 100 * int(wrong) / images_seen, float(nats) / images_seen

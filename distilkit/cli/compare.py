@@ -33,7 +33,10 @@ GROUP_COLUMNS = (
     *("top1_error_mean", "top1_error_deviation", "top5_error_mean", "top5_error_deviation"),
     *("parameters", "flops", "train_flops", "activations", "bytes"),
 )
-DIFFERENCE_COLUMNS = ("baseline", "difference", "difference_low", "difference_high", "difference_reason")
+DIFFERENCE_COLUMNS = (
+    *("baseline", "difference", "difference_low", "difference_high", "difference_reason"),
+    "difference_remarks",
+)
 
 
 def compare(
@@ -53,6 +56,10 @@ def compare(
         bool, typer.Option("--each", help="A row for every run, also where several seeds of a recipe are there.")
     ] = False,
     sort: Annotated[Sort | None, typer.Option("--sort", help="Order the rows by this, smallest first.")] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit with status 1 where runs differ in what is not the question."),
+    ] = False,
     format: Annotated[Format, typer.Option("--format", help="How to write the table.")] = "table",
     output: options.Output = None,
     runs: options.Runs = options.RUNS,
@@ -92,6 +99,8 @@ def compare(
             write_text(output, text)
     if output is not None:
         console.tell(f"written to {output}")
+    if strict and document["remarks"]:
+        raise typer.Exit(1)
 
 
 def _exported(document: dict[str, Any], format: Format, several: bool) -> str:
@@ -109,7 +118,7 @@ def _exported(document: dict[str, Any], format: Format, several: bool) -> str:
     if document["differences"] and document["baseline"] is None and several:
         chosen.append(_difference_table(document))
     for remark in document["remarks"]:
-        console.tell(remark, "yellow")
+        console.tell(remark["text"], "yellow")
     return tables.markdown(chosen) if format == "markdown" else tables.latex(chosen)
 
 
@@ -132,6 +141,7 @@ def _plain_rows(document: dict[str, Any], several: bool) -> tuple[list[dict[str,
                 "difference_low": low,
                 "difference_high": high,
                 "difference_reason": found["reason"],
+                "difference_remarks": _kinds(found),
             }
         rows.append(plain)
     columns = list(GROUP_COLUMNS if several else EACH_COLUMNS)
@@ -181,7 +191,7 @@ def _show(document: dict[str, Any], several: bool, to: Any) -> None:
             "one seed of each recipe: nothing can be concluded from their differences (train --seeds 0,1,2)", to=to
         )
     for remark in document["remarks"]:
-        console.print_line(remark, to=to)
+        console.print_line(remark["text"], to=to)
     uncounted = {row["run"]: named_uses(row["uncounted"]) for row in document["rows"] if row["uncounted"]}
     for path, names in uncounted.items():
         console.print_line(f"{path}: not counted, so its costs are too low: {names}", to=to)
@@ -241,11 +251,13 @@ def _difference_table(document: dict[str, Any]) -> "Table":
     from distilkit.workflows.comparison.tables import Table
 
     against = document["baseline"]
+    marked = any(_kinds(pair) for pair in document["differences"])
     rows = [
         (
             pair["group"] if against is not None else f"{pair['group']} minus {pair['baseline']}",
             *_difference_cells(pair),
             ", ".join(map(str, pair["seeds"])),
+            *((_kinds(pair),) if marked else ()),
         )
         for pair in document["differences"]
     ]
@@ -253,7 +265,13 @@ def _difference_table(document: dict[str, Any]) -> "Table":
     title = title if against is None else f"{title}: each recipe minus {against}"
     reasons = dict.fromkeys(pair["reason"] for pair in document["differences"] if pair["reason"])
     note = ". ".join([WELCH, *reasons])
-    return Table(title, ("recipe", "difference", "95 % interval", "seeds"), tuple(rows), note)
+    columns = ("recipe", "difference", "95 % interval", "seeds", *(("differ in",) if marked else ()))
+    return Table(title, columns, tuple(rows), note)
+
+
+def _kinds(pair: Mapping[str, Any]) -> str:
+    """In what two recipes differ that compare; what does not compare has its reason."""
+    return ", ".join(remark["kind"] for remark in pair["remarks"]) if pair["comparable"] else ""
 
 
 def _difference_cells(pair: Mapping[str, Any] | None) -> Sequence[str]:

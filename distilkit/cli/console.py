@@ -97,6 +97,18 @@ def print_table(
         to.print(_text(note, style="dim"), soft_wrap=True)
 
 
+def print_errors(
+    title: str, errors: Mapping[str, Any], intervals: Mapping[str, Any], selected: Mapping[str, Any], more: str = ""
+) -> None:
+    """A run's final errors, and by which rule the epoch was selected; `more`: what the note says beside that."""
+    rows = [
+        [name, percent(error["top1"]), "{:.2f}-{:.2f}".format(*intervals[name]), percent(error["top5"])]
+        for name, error in errors.items()
+    ]
+    note = f"interval: Wilson's, over test images; {selected['rule']} (epoch {selected['epoch']})"
+    print_table(title, ["classifier", "top-1", "95 %", "top-5"], rows, f"{note}; {more}" if more else note)
+
+
 def print_bars(
     title: str, columns: Sequence[str], rows: Sequence[tuple[Sequence[str], float]], note: str | None = None
 ) -> None:
@@ -270,7 +282,7 @@ class TerminalObserver(Observer):
         assert self.plan is not None
         self.steps_done = (epoch - 1) * self.plan.steps_per_epoch + step_in_epoch
         if self.bar is not None and self.task is not None:
-            self.losses = _losses(losses)
+            self.losses = _losses(losses, self.plan)
             self.bar.update(self.task, completed=self.steps_done, description=f"epoch {epoch}/{self.plan.epochs}")
             self._refresh()
 
@@ -286,8 +298,9 @@ class TerminalObserver(Observer):
         left *= self.plan.epochs * self.plan.steps_per_epoch - self.steps_done
         split = "test" if "test" in line else "train"
         errors = ", ".join(f"{name} {error['top1']:.2f}" for name, error in line[split]["errors"].items())
+        losses = _losses(line["loss"], self.plan)
         tell(
-            f"epoch {line['epoch']}/{self.plan.epochs}  loss {_losses(line['loss'])}  {split} error % {errors}  "
+            f"epoch {line['epoch']}/{self.plan.epochs}  loss {losses}  {split} error % {errors}  "
             f"lr {line['lr']:.4g}  {line['images_per_second']:,.0f} images/s  {timedelta(seconds=round(left))} left"
         )
 
@@ -336,9 +349,14 @@ class TerminalObserver(Observer):
         self.live = self.bar = self.task = self.table = None
 
 
-def _losses(losses: Mapping[str, float]) -> str:
-    terms = ", ".join(f"{name} {value:.3f}" for name, value in losses.items() if name != "total")
-    return f"{losses['total']:.3f} ({terms})"
+def _losses(losses: Mapping[str, float], plan: TrainingPlan) -> str:
+    """The total, and every term: its sum over students, and what each of them has of it."""
+    terms = []
+    for name, value in losses.items():
+        students = plan.summed_over.get(name, len(plan.members))
+        each = f" ({value / students:.3f} per student)" if students > 1 else ""
+        terms += [f"{name} {value:.3f}{each}"] if name != "total" else []
+    return f"{losses['total']:.3f}: {', '.join(terms)}"
 
 
 def _epoch_table(line: Mapping[str, Any]) -> "Table":

@@ -260,16 +260,11 @@ def _show_one(document: dict[str, Any]) -> None:
         ],
     )
     if document["errors"]:
-        console.print_table(
-            "errors on the test images, %",
-            ["classifier", "top-1", "95 %", "top-5"],
-            [
-                [name, console.percent(e["top1"]), "{:.2f}-{:.2f}".format(*e["interval95"]), console.percent(e["top5"])]
-                for name, e in document["errors"].items()
-            ],
-            f"interval: Wilson's, over test images; {document['selected']['rule']} "
-            f"(epoch {document['selected']['epoch']})",
-        )
+        intervals = {name: error["interval95"] for name, error in document["errors"].items()}
+        console.print_errors("errors on the test images, %", document["errors"], intervals, document["selected"])
+        best = document["best_on_test"]
+        errors = ", ".join(f"{name} {error['top1']:.2f}" for name, error in best["errors"].items())
+        console.print_line(f"best on test (epoch {best['epoch']}; {best['note']}): {errors}")
     changes, base = document["recipe"]["changes"], document["recipe"]["base"]
     against = f"the built-in recipe {base}" if base else "the defaults"
     if changes:

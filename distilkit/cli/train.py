@@ -165,6 +165,8 @@ def _show_seeds(document: dict[str, Any]) -> None:
     )
     for run in document["runs"]:
         console.print_line(run["run"])
+    folder = str(Path(document["runs"][0]["run"]).parent)
+    console.print_line("next: distilkit compare" + ("" if folder == "runs" else f" --runs {shlex.quote(folder)}"))
 
 
 def _show_plan(document: dict[str, Any]) -> None:
@@ -232,17 +234,7 @@ def _show_plan(document: dict[str, Any]) -> None:
 def _show_result(document: dict[str, Any]) -> None:
     from distilkit.cli import console
 
-    rows = [
-        [name, console.percent(error["top1"]), console.percent(error["top5"])]
-        for name, error in document["errors"].items()
-    ]
-    selected = document["selected"]
-    console.print_table(
-        f"{document['run']}: errors on the test images, %",
-        ["classifier", "top-1", "top-5"],
-        rows,
-        f"{selected['rule']} (epoch {selected['epoch']}); {document['images_per_second']:,.0f} images/s",
-    )
-    best = document["best_on_test"]
-    best_errors = ", ".join(f"{name} {error['top1']:.2f}" for name, error in best["errors"].items())
-    console.print_line(f"best on test (epoch {best['epoch']}; {best['note']}): {best_errors}")
+    speed = f"{document['images_per_second']:,.0f} images/s"
+    title = f"{document['run']}: errors on the test images, %"
+    console.print_errors(title, document["errors"], document["interval95"], document["selected"], speed)
+    console.print_line(f"next: distilkit export {shlex.quote(document['run'])}")

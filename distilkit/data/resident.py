@@ -4,6 +4,7 @@ Shape suffixes: G images of a global batch, B images of this process.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -132,3 +133,15 @@ def evaluation_batches(
         batches = (images[part] for part in parts)
     for part, batch in zip(parts, batches, strict=True):
         yield batch.to(device, non_blocking=True), split.labels[part].to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class EvaluationImages:
+    """`evaluation_batches` of the size that suits the device; they can be gone through again and again."""
+
+    split: Split
+    device: torch.device
+    share: slice = field(default_factory=lambda: slice(None))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return evaluation_batches(self.split, evaluation_batch(self.device), self.device, self.share)

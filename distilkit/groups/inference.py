@@ -6,7 +6,8 @@ itself: W' = W gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) 
 
 import contextlib
 import copy
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from distilkit.groups.outputs import GroupOutput
 from distilkit.groups.split.cut import Layers, Part, layers
 
 Precision = Literal["fp32", "bf16"]
+Output = TypeVar("Output")
 
 
 class Inference:
@@ -109,6 +111,25 @@ class _WideLinear(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features.float(), self.weight, self.bias)
+
+
+@torch.inference_mode()
+def over_images(
+    network: Callable[[Tensor], Output],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Output, Tensor]]:
+    """The one loop over images: what `network` computes of each batch, with the batch's labels, in order.
+
+    Nothing is kept: memory is bounded by a batch and what the caller keeps of it. `progress`: called with the images
+    done. Whoever adds up on the device does not wait for it.
+    """
+    done = 0
+    for images, labels in batches:
+        yield network(images), labels
+        done += len(labels)
+        if progress is not None:
+            progress(done)
 
 
 def _pieces(network: nn.Module) -> list[tuple[str, Layers]]:

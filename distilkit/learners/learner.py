@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from distilkit.groups.group import Group
@@ -15,6 +16,17 @@ class LearnerOutput(NamedTuple):
     loss: Tensor
     terms: dict[str, Tensor]
     logits_SBC: Tensor
+
+
+def classifiers(method: Method, members: tuple[str, ...]) -> list[str]:
+    """What a learner can be evaluated as: its members, then the method's own ensemble where it has one."""
+    return [*members, *([method.ensemble_name] if method.ensemble_name else [])]
+
+
+def classifier_logits(method: Method, outputs: GroupOutput) -> Tensor:
+    """The logits of `classifiers`, [S or S + 1, B, C]."""
+    logits = outputs.logits_SBC
+    return torch.cat([logits, method.ensemble(outputs)[None]]) if method.ensemble_name else logits
 
 
 class Learner(nn.Module):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from distilkit.analysis.metrics import wilson95
 from distilkit.data.base import Split
-from distilkit.data.resident import evaluation_batch
+from distilkit.data.resident import EvaluationImages
 from distilkit.errors import SettingError
+from distilkit.groups.inference import over_images
 from distilkit.groups.normalize import Classifier, Normalize
 from distilkit.learners.teacher import ResizedClassifier, Teacher
 from distilkit.models import external
@@ -272,16 +273,16 @@ def _read_as(classifier: Classifier | ResizedClassifier, reading: Reading) -> It
         inner.normalize = before
 
 
-@torch.inference_mode()
 def _logits(network: nn.Module, images: Split, device: torch.device, *, reversed_channels: bool = False) -> Tensor:
     """Logits [N, C], float32, on the CPU."""
-    size, found = evaluation_batch(device), []
-    for start in range(0, len(images.labels), size):
-        batch = images.images[start : start + size].to(device)
+
+    def logits(batch: Tensor) -> Tensor:
         if reversed_channels:
             batch = batch.flip(1).contiguous(memory_format=torch.channels_last)
-        found.append(network(batch).float().cpu())
-    return torch.cat(found)
+        found: Tensor = network(batch)
+        return found.float().cpu()
+
+    return torch.cat([found for found, _ in over_images(logits, EvaluationImages(images, device))])
 
 
 def _keys(reading: Reading, classifier: Classifier | ResizedClassifier, classes: Sequence[str]) -> str:

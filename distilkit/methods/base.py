@@ -83,6 +83,11 @@ class Method(nn.Module, ABC):
     def ensemble(self, outputs: GroupOutput) -> Tensor:
         """Logits [B, C] of the method's own ensemble; the single student's own where there is one."""
 
+    @staticmethod
+    def summed_over(members: tuple[str, ...]) -> dict[str, int]:
+        """The terms that are no sum over all members, and over how many they are."""
+        return {}
+
     def weights(self, outputs: GroupOutput) -> dict[str, Tensor]:
         """What the method itself computes for each image to weigh students, by name, [B, ...]; for looking at."""
         return {}

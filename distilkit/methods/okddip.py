@@ -123,6 +123,12 @@ class Okddip(Method):
         """All but the leader."""
         return tuple(name for name in members if name != LEADER)
 
+    @staticmethod
+    def summed_over(members: tuple[str, ...]) -> dict[str, int]:
+        """Peers learn from peers, and the leader from all of them."""
+        peers = sum(name != LEADER for name in members)
+        return {"leader_distillation": 1, "peer_distillation": peers, "confidence_penalty": peers}
+
     def forward(self, outputs: GroupOutput, labels_B: Tensor, ramp: float | Tensor) -> MethodLosses:
         """Eq. 10 for one batch; `ramp` is w. Terms are unweighted, in nats."""
         options, count = self.options, len(self.peers(outputs.members))

@@ -106,6 +106,11 @@ class One(Method):
         self.ensemble_is_learned = self.gate is not None
         self.ensemble_name = None if students == 1 else "gated" if options.gate else "mean_of_logits"
 
+    @staticmethod
+    def summed_over(members: tuple[str, ...]) -> dict[str, int]:
+        """The ensemble is one."""
+        return {"ensemble_cross_entropy": 1}
+
     def forward(self, outputs: GroupOutput, labels_B: Tensor, ramp: float | Tensor) -> MethodLosses:
         """Eq. 7 for one batch; `ramp` is the weight w of the distillation term. Terms are unweighted, in nats."""
         terms = {"cross_entropy": cross_entropy(outputs.logits_SBC, labels_B, self.label_smoothing)}

@@ -16,7 +16,7 @@ import yaml
 
 from distilkit._version import __version__
 from distilkit.analysis.cost import named_uses
-from distilkit.analysis.metrics import wilson95
+from distilkit.analysis.metrics import interval95
 from distilkit.analysis.statistics import Spread
 from distilkit.errors import UserError
 from distilkit.models import own
@@ -62,12 +62,14 @@ class SeedSpread:
     """What the trainings of one recipe that count say together.
 
     `errors`: classifier -> "top1" or "top5" -> `Spread`. `counted`: whether the card's own run is one of them; a newer
-    training with its seed counts otherwise.
+    training with its seed counts otherwise. `remarks`: in what these trainings differ that is not the question,
+    sentences without full stops.
     """
 
     seeds: tuple[int, ...]
     errors: Mapping[str, Mapping[str, Spread]]
     counted: bool
+    remarks: tuple[str, ...] = ()
 
 
 def write_card(run: Run, seeds: SeedSpread | None = None) -> Path:
@@ -256,7 +258,6 @@ def _wrong(error: float, images: int) -> int:
 
 def _run_text(run: Run, seeds: SeedSpread | None) -> str:
     record, final, data = run.record, run.record["final"], run.data
-    best = final["best_on_test"]
     rows = []
     for name, error in final["errors"].items():
         shown = markdown(name) + (" (leader, deployed)" if name == record["leader"] else "")
@@ -289,9 +290,6 @@ def _run_text(run: Run, seeds: SeedSpread | None) -> str:
 Interval: Wilson's, of the top-1 error, over the sampling of {data.images["test"]:,} test images; it says nothing of
 the spread between trainings.
 
-Selected on the test set by the leader (as the papers' code selects, not an honest estimate): \
-epoch {markdown(best["epoch"])}, leader {best["errors"][record["leader"]]["top1"]:.2f}.
-
 {_seeds_text(run, seeds, list(final["errors"]))}{_costs(record)}{_robustness_text(run)}{_exports_text(run)}"""
 
 
@@ -314,6 +312,7 @@ def _seeds_text(run: Run, seeds: SeedSpread | None, names: Sequence[str]) -> str
         return ""
     which = ", ".join(map(markdown, seeds.seeds))
     repeated = "" if seeds.counted else ", of which a newer training counts"
+    remarks = "".join(f"{markdown(remark)}.\n\n" for remark in seeds.remarks)
     return f"""## Spread over seeds, percent
 
 {len(seeds.seeds)} trainings of this recipe, seeds {which}; this one is seed {markdown(run.record["seed"])}{repeated}. \
@@ -323,7 +322,7 @@ Deviation: the sample's.
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-"""
+{remarks}"""
 
 
 def _robustness_text(run: Run, member: str | None = None) -> str:
@@ -404,7 +403,7 @@ def _validation(data: DataRecord) -> str:
 
 
 def _interval(error: float, data: DataRecord) -> str:
-    low, high = wilson95(_wrong(error, data.images["test"]), data.images["test"])
+    low, high = interval95(error, data.images["test"])
     return f"{low:.2f} to {high:.2f}"
 
 

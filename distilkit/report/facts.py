@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distilkit.analysis.metrics import wilson95
+from distilkit.analysis.metrics import interval95
 from distilkit.analysis.statistics import Difference, Spread
 from distilkit.report.measured import Latencies, exported
 from distilkit.runs.run import Run
@@ -41,6 +41,7 @@ def run_facts(run: Run, timed: Latencies | None) -> dict[str, Any]:
         "seed": record["seed"],
         "epochs": run.recipe.train.epochs,
         "selected": final["selected"] if final else None,
+        "best_on_test": final["best_on_test"] if final else None,
         "created": record.get("created"),
         "device": record.get("device"),
         "precision": record.get("precision", {}).get("used"),
@@ -76,7 +77,7 @@ def _classifier(
         "role": role,
         "top1_error": top1,
         "top5_error": errors["top5"] if errors else None,
-        "interval95": list(wilson95(round(top1 * images / 100), images)) if top1 is not None and images else None,
+        "interval95": list(interval95(top1, images)) if top1 is not None and images else None,
         "parameters": record["parameters"][known] if known else None,
         "flops": record["flops"][known] if known else None,
         "bytes": record.get("bytes", {}).get(known) if known else None,

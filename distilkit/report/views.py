@@ -41,17 +41,13 @@ class RunView:
 
 @dataclass(frozen=True)
 class GroupView:
-    """The trainings of one recipe. `facts`: see `facts.group_facts`; `style`: its colour and mark.
-
-    `remark`: what a reader has to know of seeds that were trained more than once.
-    """
+    """The trainings of one recipe. `facts`: see `facts.group_facts`; `style`: its colour and mark."""
 
     id: str
     style: int
     label: str
     facts: Mapping[str, Any]
     runs: tuple[RunView, ...]
-    remark: str | None = None
 
     @property
     def mean_error(self) -> float:

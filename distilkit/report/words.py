@@ -69,13 +69,9 @@ def _said(difference: Mapping[str, Any]) -> str:
     return f"{said}), but the difference's 95 % interval, {ends}, holds 0: no difference is shown."
 
 
-def notes(groups: Sequence[GroupView], boards: Sequence[Board]) -> Iterator[str]:
-    """What is missing, and what makes a figure worth less than it looks."""
-    if len(boards) > 1:
-        yield "The runs have different test images; only runs on the same ones are compared."
-    for group in groups:
-        if group.remark:
-            yield f"{group.remark}."
+def notes(groups: Sequence[GroupView], remarks: Sequence[str]) -> Iterator[str]:
+    """What is missing, and what makes a figure worth less than it looks; `remarks`: sentences without full stops."""
+    yield from (f"{remark[0].upper()}{remark[1:]}." for remark in remarks)
     views = [view for group in groups for view in group.runs]
     for view in views:
         if not view.facts["selected"]:

@@ -9,9 +9,9 @@ from torch import Tensor
 from distilkit.analysis.diversity import distances
 from distilkit.analysis.metrics import errors
 from distilkit.data.datasets import Split
-from distilkit.data.resident import evaluation_batch, evaluation_batches
-from distilkit.groups.inference import Inference, Precision
-from distilkit.learners.learner import Learner
+from distilkit.data.resident import EvaluationImages, evaluation_batch
+from distilkit.groups.inference import Inference, Precision, over_images
+from distilkit.learners.learner import Learner, classifier_logits, classifiers
 
 
 @torch.inference_mode()
@@ -30,21 +30,17 @@ def evaluate_members(
     group = Inference(learner.group, precision)
     method, members = learner.method, learner.group.members
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    names = [*members, *([method.ensemble_name] if method.ensemble_name else [])]
+    names = classifiers(method, members)
     peers = len(method.peers(members))  # They stand first.
     sums = torch.zeros(3, len(names), dtype=torch.float64, device=device)
     distance = torch.zeros((), dtype=torch.float64, device=device)
     weights: dict[str, Tensor] = {}
-    batch = evaluation_batch(device)
-    starts = range(0, len(split.labels), batch)
+    starts = range(0, len(split.labels), evaluation_batch(device))
     # A process without a batch of its own looks at the first one, to know which weights there are; it counts nothing.
     counts = float(rank < len(starts))
     share = slice(rank, None, world) if counts else slice(1)
-    for images, labels in evaluation_batches(split, batch, device, share):
-        outputs = group(images)
-        logits = outputs.logits_SBC
-        if method.ensemble_name:
-            logits = torch.cat([logits, method.ensemble(outputs)[None]])
+    for outputs, labels in over_images(group, EvaluationImages(split, device, share)):
+        logits = classifier_logits(method, outputs)
         top1, top5 = errors(logits, labels)
         sums += counts * torch.stack([top1.double(), top5.double(), _cross_entropy(logits, labels)])
         if peers > 1:

@@ -1,13 +1,12 @@
 """`distilkit compare`: what distillation bought, run beside run and recipe beside recipe."""
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from distilkit.analysis.metrics import wilson95
+from distilkit.analysis.metrics import interval95
 from distilkit.errors import UserError, did_you_mean
 from distilkit.runs.run import Run, finished_runs
 from distilkit.workflows.comparison.group_statistics import difference, error_spreads
@@ -17,9 +16,8 @@ from distilkit.workflows.comparison.recipe_groups import (
     is_finished,
     name_without_seed,
     named_runs,
-    on_same_images,
-    repetition_remark,
 )
+from distilkit.workflows.comparison.remarks import overall, within
 
 SortKey = Literal["name", "method", "error", "seed", "parameters", "flops", "train-flops", "bytes"]
 
@@ -42,7 +40,8 @@ def compare(
     `groups`: the same for the runs of one recipe apart from its seed (`grouping.grouped`), with mean and sample
     deviation over seeds. `differences`: of the leaders' top-1 errors, for every pair of groups, or of all others minus
     the group that `baseline` names (by its label, or by a recipe's name), with Welch's 95 % interval; `reason` says
-    why there is none. `remarks`: what does not compare, or was left out.
+    why there is none. `remarks`: in what runs differ that is not the question (see `remarks`), of everything, of each
+    group and of each difference.
 
     Raises `UserError` for a run that is not finished, and for a baseline that is not there.
     """
@@ -70,7 +69,7 @@ def compare(
         "groups": summaries,
         "baseline": None if baseline is None else reference.label,
         "differences": [_difference(ours, theirs) for theirs, ours in pairs],
-        "remarks": _remarks(groups),
+        "remarks": [asdict(remark) for remark in overall(groups, [(ours, theirs) for theirs, ours in pairs])],
     }
 
 
@@ -94,7 +93,7 @@ def _rows(run: Run, label: str) -> list[dict[str, Any]]:
                 "test_images": images,
                 "top1_error": figures["top1"],
                 "top5_error": figures["top5"],
-                "interval95": list(wilson95(round(figures["top1"] * images / 100), images)),
+                "interval95": list(interval95(figures["top1"], images)),
                 **_costs(run, name),
                 "uncounted": record.get("uncounted", {}),
             }
@@ -108,6 +107,7 @@ def _summaries(group: RecipeGroup) -> list[dict[str, Any]]:
     first = trainings[0]
     chosen = {run.path for run in trainings}
     errors = error_spreads(group)
+    remarks = [asdict(remark) for remark in within(group)]
     return [
         {
             "group": group.label,
@@ -125,6 +125,7 @@ def _summaries(group: RecipeGroup) -> list[dict[str, Any]]:
             "top1_error": asdict(errors[name]["top1"]),
             "top5_error": asdict(errors[name]["top5"]),
             **_costs(first, name),
+            "remarks": remarks,
         }
         for name in _deployed(first)
     ]
@@ -161,6 +162,7 @@ def _difference(ours: RecipeGroup, theirs: RecipeGroup) -> dict[str, Any]:
         "conclusive": False,
     }
     compared = difference(ours, theirs)
+    document["remarks"] = [asdict(remark) for remark in compared.remarks]
     found = compared.found
     if found is None:
         return {**document, "comparable": False, "reason": compared.incomparable}
@@ -195,30 +197,6 @@ def _named(baseline: str, groups: Sequence[RecipeGroup]) -> RecipeGroup:
         f"--baseline {baseline} names no recipe of these runs; there are: {labels}",
         did_you_mean(baseline, by_label) or f"--baseline '{groups[0].label}'",
     )
-
-
-def _remarks(groups: Sequence[RecipeGroup]) -> list[str]:
-    """What a reader of the table has to know before comparing its rows."""
-    remarks = []
-    kinds = on_same_images(groups)
-    if len(kinds) > 1:
-        listed = "; ".join(
-            f"{same[0].runs[0].data.dataset}, {same[0].runs[0].data.images['test']:,} test images: "
-            f"{', '.join(group.label for group in same)}"
-            for same in kinds
-        )
-        remarks.append(f"these were not tested on the same images, and their errors do not compare: {listed}")
-    for same in kinds:
-        whole = [group for group in same if not group.runs[0].data.validation]
-        prints = Counter(group.runs[0].data.fingerprints.get("train") for group in whole)
-        if len(prints) > 1:
-            odd = [group.label for group in whole if group.runs[0].data.fingerprints.get("train") != _most(prints)]
-            remarks.append(f"trained on other images than the rest: {', '.join(odd)}")
-    return remarks + [remark for remark in map(repetition_remark, groups) if remark]
-
-
-def _most(counts: "Counter[str | None]") -> str | None:
-    return counts.most_common(1)[0][0]
 
 
 def _sort_value(row: dict[str, Any], key: SortKey) -> tuple[bool, Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from distilkit.analysis.statistics import Difference, Spread, spread, welch
 from distilkit.workflows.comparison.recipe_groups import RecipeGroup, incomparable
+from distilkit.workflows.comparison.remarks import Remark, between
 
 Role = Literal["leader", "ensemble"]
 
@@ -17,11 +18,13 @@ class GroupDifference:
     """The top-1 error of one recipe minus that of another, in points.
 
     `classifiers`: whose errors, ours and theirs. `found` is None where the two do not compare; `incomparable` says why.
+    `remarks`: what the difference may come from besides the recipes.
     """
 
     classifiers: tuple[str, str]
     found: Difference | None
     incomparable: str | None
+    remarks: tuple[Remark, ...]
 
 
 def error_spreads(group: RecipeGroup) -> dict[str, dict[str, Spread]]:
@@ -51,11 +54,12 @@ def difference(ours: RecipeGroup, theirs: RecipeGroup, role: Role = "leader") ->
     names = classifier(ours, role), classifier(theirs, role)
     if names[0] is None or names[1] is None:
         raise ValueError(f"no {role}")
-    reason = incomparable(ours.runs[0], theirs.runs[0])
-    if reason is not None:
-        return GroupDifference((names[0], names[1]), None, reason)
+    remarks = tuple(between(ours, theirs))
+    apart = incomparable(ours.runs[0], theirs.runs[0])
+    if apart is not None:
+        return GroupDifference((names[0], names[1]), None, apart.reason, remarks)
     values = [
         [run.record["final"]["errors"][name]["top1"] for run in group.trainings]
         for group, name in zip((ours, theirs), names, strict=True)
     ]
-    return GroupDifference((names[0], names[1]), welch(*values), None)
+    return GroupDifference((names[0], names[1]), welch(*values), None, remarks)

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from distilkit.errors import UserError
 from distilkit.recipe import Recipe
 from distilkit.runs import layout as files
 from distilkit.runs import upgrade
 from distilkit.runs.run import RECIPE, Run, find_run
+from distilkit.runs.weights_digest import weights_digest
 
 APART = frozenset(
     {
@@ -28,6 +29,8 @@ APART = frozenset(
         "data.workers",
         # With how many threads a CPU computes changes no more than the order of sums.
         "train.threads",
+        # Whether a teacher may be weak is asked before the training.
+        "teacher.allow_weak",
         # What is written on the way changes no result.
         "train.checkpoint_epochs",
         "train.checkpoint_steps",
@@ -91,27 +94,21 @@ def named_runs(paths: Sequence[Path], runs: Path) -> list[Run]:
     return list(found.values())
 
 
-def repetition_remark(group: RecipeGroup) -> str | None:
-    """A sentence without its full stop on the seeds that were trained more than once; None where there are none."""
-    if not group.repeated_seeds:
-        return None
-    seeds = ", ".join(map(str, group.repeated_seeds))
-    return (
-        f"{group.label}: seed {seeds} was trained more than once; a repetition is no second sample, and the newest "
-        "counts"
-    )
-
-
 def grouped(runs: Sequence[Run]) -> list[RecipeGroup]:
     """Group runs whose recipes are the same apart from seed, name, data root and what is merely written (`APART`).
 
-    Runs that were trained or tested on different images stand in different groups, as their fingerprints tell. Groups
+    Where `train.precision` was "auto", seeds for which it was decided otherwise are one recipe all the same. Runs that
+    were trained or tested on different images stand in different groups, as their fingerprints tell. Groups
     and the runs in them keep the given order. A label is the recipe's name without "-seedN"; where several groups share
     one, the settings that tell them apart are added, but not those that most of them share.
     """
+    decided: dict[str, set[str]] = {}
+    for run in filter(_precision_left_open, runs):
+        decided.setdefault(_identity(run, "auto"), set()).add(run.recipe.train.precision)
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(_identity(run), []).append(run)
+        mixed = _precision_left_open(run) and len(decided[_identity(run, "auto")]) > 1
+        found.setdefault(_identity(run, "auto" if mixed else run.recipe.train.precision), []).append(run)
     members = [tuple(group) for group in found.values()]
     return [RecipeGroup(label, group) for label, group in zip(_labels(members), members, strict=True)]
 
@@ -121,18 +118,30 @@ def name_without_seed(run: Run) -> str:
     return run.recipe.name.removesuffix(f"-seed{run.record['seed']}") or run.recipe.name
 
 
-def incomparable(ours: Run, theirs: Run) -> str | None:
+class Incomparable(NamedTuple):
+    """`kind`: of the remark that says so. `reason`: in words."""
+
+    kind: Literal["test-images", "unknown-test-images"]
+    reason: str
+
+
+def incomparable(ours: Run, theirs: Run) -> Incomparable | None:
     """Why the errors of two runs do not compare, None where they do: they must be of the same test images."""
     if ours.data.dataset != theirs.data.dataset:
-        return "other data sets"
+        return Incomparable("test-images", "other data sets")
     if ours.data.classes != theirs.data.classes:
-        return "other classes"
+        return Incomparable("test-images", "other classes")
+    if ours.data.images.get("test") != theirs.data.images.get("test"):
+        return Incomparable("test-images", "other test images")
     prints = [run.data.fingerprints.get("test") for run in (ours, theirs)]
-    if prints[0] == prints[1] and prints[0] is not None:
+    if None in prints:
+        return Incomparable("unknown-test-images", "perhaps other test images: a fingerprint is missing")
+    if prints[0] == prints[1]:
         return None
     if ours.data.storage != theirs.data.storage:
-        return "streamed and resident test images, whose fingerprints do not compare"
-    return "other test images"
+        reason = "perhaps other test images: the fingerprints of streamed and of resident ones do not compare"
+        return Incomparable("unknown-test-images", reason)
+    return Incomparable("test-images", "other test images")
 
 
 def on_same_images(groups: Sequence[RecipeGroup]) -> list[list[RecipeGroup]]:
@@ -148,13 +157,20 @@ def on_same_images(groups: Sequence[RecipeGroup]) -> list[list[RecipeGroup]]:
     return kinds
 
 
-def _identity(run: Run) -> str:
-    return json.dumps([_settings(run), _images(run)], sort_keys=True, default=str)
+def _precision_left_open(run: Run) -> bool:
+    """Whether the recipe had "auto", and the machine decided: run.json then has the reason, or times of a probe."""
+    precision = run.record.get("precision", {})
+    return any(precision.get(key) is not None for key in ("reason", "probe_seconds"))
+
+
+def _identity(run: Run, precision: str) -> str:
+    settings = _settings(run) | {"train.precision": precision}
+    return json.dumps([settings, _images(run)], sort_keys=True, default=str)
 
 
 def _settings(run: Run) -> dict[str, Any]:
     """What the recipe says, apart from `APART`, with files named by what is in them."""
-    settings = _own_settings(run.recipe)
+    settings = _own_settings(run.recipe, run.record.get("teacher_sha256", ()))
     # A run whose recipe was changed in its middle is no run of the recipe that it ended with.
     if changes := run.record.get("recipe_changes"):
         settings["changed"] = [change.get("changes") for change in changes]
@@ -164,17 +180,27 @@ def _settings(run: Run) -> dict[str, Any]:
     return settings
 
 
-def _own_settings(recipe: Recipe, depth: int = 0) -> dict[str, Any]:
+def _own_settings(recipe: Recipe, digests: Sequence[str | None] = (), depth: int = 0) -> dict[str, Any]:
+    """`digests`: of the weights of its teachers, where they are known."""
     settings = {key: value for key, value in recipe.settings().items() if key not in APART}
     taught = settings.get("teacher.run")
     if taught is not None:
         names = [taught] if isinstance(taught, str) else list(taught)
-        settings["teacher.run"] = [_teacher(name, depth) for name in names]
+        known = digests if len(digests) == len(names) else [None] * len(names)
+        settings["teacher.run"] = [_teacher(*each, depth) for each in zip(names, known, strict=True)]
+    elif digests and digests[0] is not None:
+        settings["teacher.weights"] = f"sha256 {digests[0][:12]}"
     return settings
 
 
-def _teacher(folder: str, depth: int) -> Any:
-    """A teacher by its recipe, since every seed may have its own; by its folder's name where it is gone."""
+def _teacher(folder: str, digest: str | None, depth: int) -> Any:
+    """A teacher by its recipe, since every seed may have its own.
+
+    Where other weights lie in its folder now, or none, by the digest of those that taught; of a run that does not know
+    it, by the folder's name.
+    """
+    if digest is not None and weights_digest(Path(folder)) != digest:
+        return f"sha256 {digest[:12]}"
     path = Path(folder)
     # A pruned model lies in the folder of its run.
     path = path.parent if path.name == "pruned" else path
@@ -184,7 +210,7 @@ def _teacher(folder: str, depth: int) -> Any:
         recipe = None
     if recipe is None:
         return re.sub(r"-seed\d+$", "", _STAMP.sub("", path.name))
-    return _own_settings(recipe, depth + 1)
+    return _own_settings(recipe, depth=depth + 1)
 
 
 def _images(run: Run) -> dict[str, Any]:
@@ -203,14 +229,17 @@ def _labels(groups: Sequence[tuple[Run, ...]]) -> list[str]:
     for name, count in Counter(names).items():
         if count > 1:
             places = [place for place, other in enumerate(names) if other == name]
-            for place, said in zip(places, _told_apart([groups[place][0] for place in places]), strict=True):
+            for place, said in zip(places, _told_apart([groups[place] for place in places]), strict=True):
                 labels[place] = f"{name} ({said})" if said else name
     return _unique(labels)
 
 
-def _told_apart(runs: Sequence[Run]) -> list[str]:
-    """For each of several runs of one name, the few settings that tell it from the others."""
-    traits = [{**_words(_settings(run)), **_words(_image_traits(run))} for run in runs]
+def _told_apart(groups: Sequence[tuple[Run, ...]]) -> list[str]:
+    """For each of several groups of one name, the few settings that tell it from the others."""
+    traits = [{**_words(_settings(group[0])), **_words(_image_traits(group[0]))} for group in groups]
+    for each, group in zip(traits, groups, strict=True):
+        if len({run.recipe.train.precision for run in group}) > 1:
+            each["train.precision"] = "auto"
     keys = [key for key in dict.fromkeys(key for each in traits for key in each) if _differ(traits, key)]
     chosen: list[str] = []
     for key in keys:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from distilkit.workflows.comparison.recipe_groups import (
     grouped,
     named_runs,
     on_same_images,
-    repetition_remark,
 )
+from distilkit.workflows.comparison.remarks import Remark, overall, within
 from distilkit.workflows.evaluation.predictions_cache import on_test_images
 
 FILE = "report.html"
@@ -71,7 +72,9 @@ def report(
         raise UserError(f"{target} is a folder; the report is one file", f"name it: --output {target / FILE}")
     recipes = grouped(found)
     groups = _views(recipes, timed, evaluate, details, data_root, device, observer)
-    page = _page(recipes, groups, "" if timed is None else timed.machine)
+    pairs = [pair for same in on_same_images(recipes) for pair in _pairs(same)]
+    remarks = overall(recipes, pairs)
+    page = _page(recipes, groups, remarks, "" if timed is None else timed.machine)
     with writable(target.parent):
         write_text(target, html(page))
     written: list[Path] = []
@@ -84,6 +87,7 @@ def report(
         "figures": [str(file) for file in written],
         "summary": list(page.summary),
         "notes": list(page.notes),
+        "remarks": [asdict(remark) for remark in remarks],
         "groups": [group.facts for group in groups],
         "differences": [
             {**difference, "ours": difference["ours_label"], "theirs": difference["theirs_label"]}
@@ -154,8 +158,8 @@ def _views(
         first = next(view.facts for view in members if view.run.path == group.first.path)
         paths = [str(run.path) for run in group.runs]
         about = facts.group_facts(group.label, paths, first, group.seeds, error_spreads(group))
-        remark = repetition_remark(group)
-        views.append(GroupView(f"g{style}", style, group.label, about, tuple(members), remark))
+        about["remarks"] = [asdict(remark) for remark in within(group)]
+        views.append(GroupView(f"g{style}", style, group.label, about, tuple(members)))
     return views
 
 
@@ -198,7 +202,7 @@ def _explain(run: Run, past: History, known: Robustness | None, evaluate: bool, 
         missing["diversity"] = "metrics.jsonl does not have it"
 
 
-def _page(recipes: Sequence[RecipeGroup], groups: Sequence[GroupView], machine: str) -> Page:
+def _page(recipes: Sequence[RecipeGroup], groups: Sequence[GroupView], remarks: Sequence[Remark], machine: str) -> Page:
     view_of = {recipe.label: group for recipe, group in zip(recipes, groups, strict=True)}
     boards = []
     for number, compared in enumerate(on_same_images(recipes)):
@@ -218,7 +222,7 @@ def _page(recipes: Sequence[RecipeGroup], groups: Sequence[GroupView], machine: 
     return Page(
         title=f"distilkit report: {words.counted(len(views), 'run')} of {words.counted(len(groups), 'recipe')}",
         summary=tuple(words.summary(boards)),
-        notes=tuple(words.notes(groups, boards)),
+        notes=tuple(words.notes(groups, [remark.text for remark in remarks])),
         boards=tuple(boards),
         runs=views,
         details={view.id: run_pictures(view) for view in views if view.detailed},
@@ -240,9 +244,7 @@ def _differences(recipes: Sequence[RecipeGroup], view_of: Mapping[str, GroupView
 
     The later one minus the earlier: what a method changed against the baseline before it.
     """
-    finished = [recipe for recipe in recipes if recipe.trainings]
-    every = itertools.combinations(finished, 2)
-    for theirs, ours in every if len(finished) <= EVERY_PAIR else ((finished[0], other) for other in finished[1:]):
+    for ours, theirs in _pairs(recipes):
         for role in ROLES:
             if classifier(ours, role) is None or classifier(theirs, role) is None:
                 continue
@@ -256,7 +258,16 @@ def _differences(recipes: Sequence[RecipeGroup], view_of: Mapping[str, GroupView
                 "role": role,
                 "classifiers": list(compared.classifiers),
                 **facts.difference_facts(compared.found),
+                "remarks": [asdict(remark) for remark in compared.remarks],
             }
+
+
+def _pairs(recipes: Sequence[RecipeGroup]) -> list[tuple[RecipeGroup, RecipeGroup]]:
+    """The recipes on the same images that are compared, the later one first."""
+    finished = [recipe for recipe in recipes if recipe.trainings]
+    if len(finished) > EVERY_PAIR:
+        return [(other, finished[0]) for other in finished[1:]]
+    return [(ours, theirs) for theirs, ours in itertools.combinations(finished, 2)]
 
 
 def _for_papers(page: Page) -> Iterator[tuple[str, Picture]]:

@@ -28,7 +28,7 @@ from distilkit.export.runtime import Device
 from distilkit.observer import Observer
 from distilkit.runs.run import EXPORTED, Model, Run, open_models
 from distilkit.workflows.deploy.quantize import BUSY
-from distilkit.workflows.evaluation.evaluate import choose_device
+from distilkit.workflows.evaluation.logits import choose_device
 
 Kind = Literal["onnxruntime", "torch-export", "openvino", "eager", "compiled"]
 RUNTIMES: dict[str, Kind] = {".pt2": "torch-export", ".xml": "openvino"}

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from distilkit._version import __version__
 from distilkit.analysis.cost import measure
 from distilkit.analysis.learner_cost import learner_cost
-from distilkit.data.resident import evaluation_batch, evaluation_batches
+from distilkit.data.resident import EvaluationImages
 from distilkit.errors import UserError
 from distilkit.groups.group import Group
+from distilkit.groups.inference import over_images
 from distilkit.groups.normalize import Classifier
 from distilkit.models import own
 from distilkit.observer import Observer
@@ -90,18 +92,18 @@ def prune_branches(
     }
 
 
-@torch.inference_mode()
 def _difference(
     group: Group, member: str, pruned: Classifier, data: DataRecord, data_root: str | None, observer: Observer
 ) -> float:
     split = data.load(("test",), data_root).splits["test"]
     group.to(memory_format=torch.channels_last)
-    index, largest, done = group.members.index(member), 0.0, 0
-    where = torch.device("cpu")
+    index, where, total = group.members.index(member), torch.device("cpu"), len(split.labels)
+
+    def largest(images: Tensor) -> float:
+        return float((group(images).logits_SBC[index] - pruned(images)).abs().max())
+
     with suited(where, group, split):
-        for images, _ in evaluation_batches(split, evaluation_batch(where), where):
-            logits = pruned(images)
-            largest = max(largest, float((group(images).logits_SBC[index] - logits).abs().max()))
-            done += len(images)
-            observer.progress("images compared", done, len(split.labels))
-    return largest
+        batches = over_images(
+            largest, EvaluationImages(split, where), lambda done: observer.progress("images compared", done, total)
+        )
+        return max(found for found, _ in batches)

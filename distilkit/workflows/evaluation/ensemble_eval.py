@@ -11,16 +11,15 @@ from torch import Tensor
 from distilkit.analysis.diversity import agreement, diversity
 from distilkit.analysis.metrics import evaluate_logits
 from distilkit.data.datasets import Split
-from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.errors import UserError
-from distilkit.groups.inference import Inference, Precision
+from distilkit.groups.inference import Precision
 from distilkit.learners.learner import Learner
 from distilkit.models import own
 from distilkit.observer import Observer
 from distilkit.runs.data_record import DataRecord
 from distilkit.runs.run import Run, find_run
-from distilkit.training.threads import suited
-from distilkit.workflows.evaluation.evaluate import SplitName, choose_device, require_split
+from distilkit.workflows.evaluation.evaluate import SplitName, require_split
+from distilkit.workflows.evaluation.logits import predict_members
 
 
 def ensemble_eval(
@@ -55,7 +54,7 @@ def ensemble_eval(
     require_split(data, split, found[0].path)
     images = data.load((split,), data_root)
     same = [run.data.same(images, run.path, data_root, observer) for run in found]
-    seen = _Images(images.splits[split], torch.device(choose_device(device)), precision, observer)
+    seen = _Images(images.splits[split], device, precision, observer)
     if len(found) > 1:
         members = _of_several_runs(found, checkpoint, seen)
     elif found[0].snapshots:
@@ -103,36 +102,26 @@ class _Members(NamedTuple):
     flops: int
 
 
-class _Images:
+class _Images(NamedTuple):
     """The images that everything is evaluated on."""
 
-    def __init__(self, split: Split, device: torch.device, precision: Precision, observer: Observer) -> None:
-        self.split, self.device, self.precision, self.observer = split, device, precision, observer
+    split: Split
+    device: str
+    precision: Precision
+    observer: Observer
 
-    @torch.inference_mode()
-    def predict(self, learner: Learner, what: str) -> tuple[Tensor, Tensor | None]:
-        """Logits of the members [S, N, C] and of the method's own ensemble [N, C], where it has one, on the CPU."""
-        learner.to(self.device).to(memory_format=torch.channels_last)
-        group, method = Inference(learner.group, self.precision), learner.method
-        members, ensembles = [], []
-        with suited(self.device, group, self.split):
-            for batch, _ in evaluation_batches(self.split, evaluation_batch(self.device), self.device):
-                outputs = group(batch)
-                members.append(outputs.logits_SBC.cpu())
-                if method.ensemble_name:
-                    ensembles.append(method.ensemble(outputs).cpu())
-                done = sum(part.shape[1] for part in members)
-                self.observer.progress(f"images, {what}", done, len(self.split.labels))
-        return torch.cat(members, dim=1), torch.cat(ensembles) if ensembles else None
+    def predict(self, learner: Learner, what: str) -> dict[str, Tensor]:
+        """Logits [N, C] of the members and of the method's own ensemble, where it has one, on the CPU."""
+        return predict_members(learner, self.split, self.device, f"images, {what}", self.observer, self.precision)
 
 
 def _of_one_run(run: Run, checkpoint: str | None, images: _Images) -> _Members:
     learner = run.learner(checkpoint)
-    logits_SNC, own_NC = images.predict(learner, run.path.name)
+    logits = images.predict(learner, run.path.name)
     names = learner.group.members
-    own = {} if own_NC is None else {str(learner.method.ensemble_name): own_NC}
+    own = {name: logits.pop(name) for name in [*logits] if name not in names}
     flops = run.record["flops"]["ensemble"] or run.record["flops"]["deploy"]
-    return _Members(dict(zip(names, logits_SNC, strict=True)), learner.method.peers(names), own, flops)
+    return _Members(logits, learner.method.peers(names), own, flops)
 
 
 def _of_snapshots(run: Run, checkpoint: str | None, images: _Images) -> _Members:
@@ -141,8 +130,7 @@ def _of_snapshots(run: Run, checkpoint: str | None, images: _Images) -> _Members
     logits = {}
     for name in run.snapshots:
         learner = run.learner(name)
-        predicted, _ = images.predict(learner, name)
-        logits[name] = predicted[learner.group.members.index(learner.leader)]
+        logits[name] = images.predict(learner, name)[learner.leader]
     return _Members(logits, tuple(logits), {}, len(logits) * run.record["flops"]["deploy"])
 
 
@@ -150,8 +138,8 @@ def _of_several_runs(found: list[Run], checkpoint: str | None, images: _Images) 
     logits: dict[str, Tensor] = {}
     for run in found:
         learner = run.learner(checkpoint)
-        predicted, _ = images.predict(learner, run.path.name)
-        logits[_unique(run.path.name, list(logits))] = predicted[learner.group.members.index(learner.leader)]
+        predicted = images.predict(learner, run.path.name)
+        logits[_unique(run.path.name, list(logits))] = predicted[learner.leader]
     return _Members(logits, tuple(logits), {}, sum(run.record["flops"]["deploy"] for run in found))
 
 

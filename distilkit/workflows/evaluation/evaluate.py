@@ -3,18 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-
 from distilkit.analysis.metrics import evaluate_logits
-from distilkit.data.datasets import Split
-from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.errors import UserError
-from distilkit.groups.inference import Inference, Precision
+from distilkit.groups.inference import Precision
 from distilkit.observer import Observer
 from distilkit.runs.data_record import DataRecord
 from distilkit.runs.run import open_model
-from distilkit.training.threads import suited
+from distilkit.workflows.evaluation.logits import predict
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -61,28 +56,3 @@ def require_split(data: DataRecord, split: SplitName, path: Path) -> None:
     """Raise `UserError` for validation images where none were held out."""
     if split == "validation" and not data.validation:
         raise UserError(f"{path} held no validation images out", "use --split test or --split train")
-
-
-@torch.inference_mode()
-def predict(
-    classifier: nn.Module, split: Split, device: str, observer: Observer, precision: Precision = "fp32"
-) -> Tensor:
-    """Logits [N, C] of every image in order, on the CPU, in fp32; `precision`: what they are computed in."""
-    where = torch.device(choose_device(device))
-    answers = Inference(classifier.to(where).eval(), precision)
-    outputs, done = [], 0
-    with suited(where, answers, split):
-        for images, _ in evaluation_batches(split, evaluation_batch(where), where):
-            outputs.append(answers(images).cpu())
-            done += len(images)
-            observer.progress("images", done, len(split.labels))
-    return torch.cat(outputs)
-
-
-def choose_device(device: str) -> str:
-    """ "auto" is CUDA where there is one, else the CPU. Raises `UserError` for a CUDA that is not there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here", "leave --device out to use what there is")
-    return device

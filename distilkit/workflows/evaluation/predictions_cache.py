@@ -5,16 +5,11 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from distilkit.analysis.metrics import confusion, evaluate_logits, reliability
-from distilkit.data.datasets import Split
-from distilkit.data.resident import evaluation_batch, evaluation_batches
 from distilkit.errors import UserError
-from distilkit.groups.inference import Inference
-from distilkit.learners.learner import Learner
 from distilkit.observer import Observer
 from distilkit.reading import LARGEST_MEASURED, UnreadableError, read_json_bytes
 from distilkit.report.measured import ReliabilityBin, TestedClassifier, TestedRun
@@ -22,8 +17,7 @@ from distilkit.runs import checkpoint as checkpoints
 from distilkit.runs.atomic import inside, write_json
 from distilkit.runs.metrics import finite
 from distilkit.runs.run import Run
-from distilkit.training.threads import suited
-from distilkit.workflows.evaluation.evaluate import choose_device
+from distilkit.workflows.evaluation.logits import choose_device, predict_members
 
 KEPT = Path("report") / "test.json"
 
@@ -64,12 +58,13 @@ def _kept(file: Path) -> TestedRun | None:
 
 
 def _tested(run: Run, digest: str, data_root: str | None, device: str, observer: Observer) -> TestedRun:
-    where = torch.device(choose_device(device))
-    learner = run.learner().to(where).to(memory_format=torch.channels_last)
+    choose_device(device)  # before anything is read
+    learner = run.learner()
     data = run.data.load(("test",), data_root)
     same = run.data.same(data, run.path, data_root, observer)
     split = data.splits["test"]
-    found = _logits(learner, split, where, run.path.name, observer)
+    # As a training evaluates, so that the figures are the run's own.
+    found = predict_members(learner, split, device, f"test images of {run.path.name}", observer)
     document = TestedRun(
         weights=digest,
         images=len(split.labels),
@@ -80,23 +75,6 @@ def _tested(run: Run, digest: str, data_root: str | None, device: str, observer:
     )
     # As it will be read: without NaN.
     return TestedRun.model_validate_json(json.dumps(finite(document.model_dump(mode="json"))))
-
-
-@torch.inference_mode()
-def _logits(learner: Learner, split: Split, where: torch.device, name: str, observer: Observer) -> dict[str, Tensor]:
-    """Logits [N, C] of every member and of the ensemble, on the CPU."""
-    # As a training evaluates, so that the figures are the run's own.
-    group, method = Inference(learner.group), learner.method
-    members, ensembles, done = [], [], 0
-    with suited(where, group, split):
-        for images, _ in evaluation_batches(split, evaluation_batch(where), where):
-            outputs = group(images)
-            members.append(outputs.logits_SBC.cpu())
-            ensembles += [method.ensemble(outputs).cpu()] if method.ensemble_name else []
-            done += len(images)
-            observer.progress(f"test images of {name}", done, len(split.labels))
-    found = dict(zip(learner.group.members, torch.cat(members, dim=1), strict=True))
-    return found | ({str(method.ensemble_name): torch.cat(ensembles)} if ensembles else {})
 
 
 def _classifier(logits_NC: Tensor, labels_N: Tensor) -> TestedClassifier:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +13,9 @@ from torch import Tensor
 from distilkit.analysis import corruption, metrics, perturbation, sharpness
 from distilkit.analysis.perturbation import DirectionKind
 from distilkit.data.datasets import Split
-from distilkit.data.resident import evaluation_batch, evaluation_batches
+from distilkit.data.resident import EvaluationImages
 from distilkit.errors import UserError
-from distilkit.groups.inference import Inference, Precision
+from distilkit.groups.inference import Inference, Precision, over_images
 from distilkit.groups.normalize import Classifier
 from distilkit.observer import Observer
 from distilkit.randomness import generator
@@ -23,7 +23,7 @@ from distilkit.report.curves import plot_curves
 from distilkit.runs.atomic import inside, writable, write_json
 from distilkit.runs.run import Model, open_models
 from distilkit.training.threads import suited
-from distilkit.workflows.evaluation.evaluate import choose_device
+from distilkit.workflows.evaluation.logits import choose_device
 from distilkit.workflows.evaluation.robustness_checks import Thresholds, check_kind
 from distilkit.workflows.share.cards import refresh
 
@@ -113,7 +113,7 @@ def _plots(runs: list[dict[str, Any]], folder: Path, settings: Settings) -> list
 def _measured(
     model: Model, grid: list[float], settings: Settings, data_root: str | None, device: str, observer: Observer
 ) -> dict[str, Any]:
-    where = torch.device(choose_device(device))
+    where = choose_device(device)
     data = model.data.load(SPLITS if settings.parameters else ("test",), data_root)
     same = model.data.same(data, model.path, data_root, observer)
     chosen = {name: _some(split, settings) for name, split in data.splits.items()}
@@ -127,19 +127,19 @@ def _measured(
         "images": {name: len(split.labels) for name, split in chosen.items()},
         "parameter_norm": float(torch.stack(parameters).norm()),
     }
+    images = {name: EvaluationImages(split, where) for name, split in chosen.items()}
     with suited(where, classifier, chosen["test"]):
         if settings.parameters:
-            splits = {name: _Batches(split, where) for name, split in chosen.items()}
-            measured |= _curves(classifier, splits, grid, settings, model.path.name, observer)
+            measured |= _curves(classifier, images, grid, settings, model.path.name, observer)
         if settings.inputs:
-            batches = _Batches(chosen["test"], where)
-            measured["inputs"] = _under_perturbed_images(classifier, batches, settings, model.path.name, observer)
+            name = model.path.name
+            measured["inputs"] = _under_perturbed_images(classifier, images["test"], settings, name, observer)
     return measured
 
 
 def _curves(
     classifier: Classifier,
-    splits: dict[str, "_Batches"],
+    splits: dict[str, EvaluationImages],
     grid: list[float],
     settings: Settings,
     name: str,
@@ -160,7 +160,7 @@ def _curves(
                 splits,
                 vector.to(splits["test"].device),
                 grid,
-                recompute_on=splits["train"].images if settings.statistics == "recomputed" else None,
+                recompute_on=splits["train"] if settings.statistics == "recomputed" else None,
                 precision=settings.precision,
                 progress=progress,
             )
@@ -180,17 +180,21 @@ def _curves(
 
 
 def _under_perturbed_images(
-    classifier: Classifier, batches: "_Batches", settings: Settings, name: str, observer: Observer
+    classifier: Classifier, test: EvaluationImages, settings: Settings, name: str, observer: Observer
 ) -> dict[str, Any]:
     """Top-1 test errors in percent, of the images themselves and by kind and severity; fixed statistics."""
     answers = Inference(classifier, settings.precision)
 
     def error(kind: str | None, severity: int) -> float:
-        wrong, seen = torch.zeros((), dtype=torch.int64, device=batches.device), 0
-        for images, labels in batches():
+        wrong, seen = torch.zeros((), dtype=torch.int64, device=test.device), 0
+
+        def perturbed(images: Tensor) -> Tensor:
             if kind is not None:
                 images = corruption.corrupt(images, kind, severity, seed=settings.seed, start=seen)
-            wrong += metrics.errors(answers(images).float(), labels).top1
+            return answers(images)  # type: ignore[no-any-return]
+
+        for logits, labels in over_images(perturbed, test):
+            wrong += metrics.errors(logits, labels).top1
             seen += len(labels)
         return 100 * int(wrong) / seen
 
@@ -208,20 +212,6 @@ def _under_perturbed_images(
         "amounts": {kind: list(found.amounts) for kind, found in kinds.items()},
         "units": {kind: found.unit for kind, found in kinds.items()},
     }
-
-
-class _Batches:
-    """A split that can be gone through again and again."""
-
-    def __init__(self, split: Split, device: torch.device) -> None:
-        self.split, self.device = split, device
-
-    def __call__(self) -> Iterable[tuple[Tensor, Tensor]]:
-        return evaluation_batches(self.split, evaluation_batch(self.device), self.device)
-
-    def images(self) -> Iterator[Tensor]:
-        """The images alone, for batch norm's statistics."""
-        return (images for images, _ in self())
 
 
 def _some(split: Split, settings: Settings) -> Split:

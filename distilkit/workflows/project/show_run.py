@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import recipe as recipes
-from distilkit.analysis.metrics import wilson95
+from distilkit.analysis.metrics import interval95
 from distilkit.errors import UserError
 from distilkit.recipe import Recipe
 from distilkit.recipe.findings import Findings
@@ -32,8 +32,9 @@ def show_run(path: Path | None, runs: Path) -> dict[str, Any]:
 
     `recipe`: `base` is the built-in recipe of the run's name, or null where the defaults stand for it; `changes`: every
     setting that is not as there, and was not left open there for the training to decide. `errors`: of every classifier,
-    percent, with Wilson's 95 % interval over test images; empty before the training has ended. `files`: what lies in
-    the folder, in bytes, and which later command added it.
+    percent, with Wilson's 95 % interval over test images; empty before the training has ended. `best_on_test`: the
+    epoch that the papers' code would have chosen, on the test images. `files`: what lies in the folder, in bytes, and
+    which later command added it.
     """
     if path is not None and not path.exists() and (runs / path / "run.json").is_file():
         path = runs / path
@@ -63,9 +64,10 @@ def show_run(path: Path | None, runs: Path) -> dict[str, Any]:
         "selected": final.get("selected"),
         "images_per_second": final.get("images_per_second"),
         "errors": {
-            name: {**error, "interval95": list(wilson95(round(error["top1"] * images / 100), images))}
+            name: {**error, "interval95": list(interval95(error["top1"], images))}
             for name, error in final.get("errors", {}).items()
         },
+        "best_on_test": final.get("best_on_test"),
         "parameters": record["parameters"],
         "flops": record["flops"],
         "files": _files(run.path),

@@ -11,6 +11,7 @@ from distilkit.report.card import CardKeptError, SeedSpread, write_card, write_e
 from distilkit.runs.run import RECORD, PrunedModel, Run
 from distilkit.workflows.comparison.group_statistics import error_spreads
 from distilkit.workflows.comparison.recipe_groups import RecipeGroup, grouped, is_finished
+from distilkit.workflows.comparison.remarks import within
 
 _ALIKE = ("method", "architecture")
 
@@ -81,7 +82,8 @@ def same_recipe(run: Run) -> RecipeGroup:
 
 def _over_seeds(run: Run) -> SeedSpread:
     group = same_recipe(run)
-    return SeedSpread(group.seeds, error_spreads(group), counted=run in group.trainings)
+    remarks = tuple(remark.text for remark in within(group))
+    return SeedSpread(group.seeds, error_spreads(group), counted=run in group.trainings, remarks=remarks)
 
 
 def _why(error: UserError | KeyError) -> str:

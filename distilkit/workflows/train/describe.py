@@ -8,6 +8,7 @@ import torch
 from distilkit.runs.data_record import DataRecord
 from distilkit.training.footprint import checkpoint_bytes
 from distilkit.workflows.train.prepare import Prepared
+from distilkit.workflows.train.teachers import teacher_digests
 
 
 def described(prepared: Prepared) -> dict[str, Any]:
@@ -35,7 +36,12 @@ def decided(prepared: Prepared) -> dict[str, Any]:
 
 def recorded(prepared: Prepared, data: DataRecord) -> dict[str, Any]:
     """What run.json says of the recipe, also after a change of it."""
-    return {"seed": prepared.recipe.train.seed, **described(prepared), "data": data.model_dump(mode="json")}
+    return {
+        "seed": prepared.recipe.train.seed,
+        **described(prepared),
+        "teacher_sha256": teacher_digests(prepared.recipe),
+        "data": data.model_dump(mode="json"),
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -133,6 +133,7 @@ def _plan(run: Run, trainer: Trainer) -> TrainingPlan:
         images=len(trainer.images),
         device=device_name(accelerator.device) + processes,
         precision=run.recipe.train.precision,
+        summed_over=learner.method.summed_over(learner.group.members),
     )
 
 

@@ -20,6 +20,7 @@ from distilkit.reading import UnreadableError, read_text
 from distilkit.recipe import ModelSection, Recipe, TeacherSection
 from distilkit.runs.data_record import DataRecord, data_record
 from distilkit.runs.run import PrunedModel, Run, find, finished_runs, stock_classifier
+from distilkit.runs.weights_digest import weights_digest
 
 
 def resolve_teacher(recipe: Recipe, runs: Path) -> Recipe:
@@ -200,6 +201,14 @@ def check_teacher(
         together = found[-1]
         observer.note(f"their mean: error {together.error:.1f} %, cross-entropy {together.cross_entropy:.3f}")
     return documents
+
+
+def teacher_digests(recipe: Recipe) -> list[str | None]:
+    """The digest of every teacher's weights, in their order; none where a recipe has no teacher."""
+    if recipe.teacher is None:
+        return []
+    names = _names(recipe.teacher) if recipe.teacher.run is not None else (str(recipe.teacher.weights),)
+    return [weights_digest(Path(name)) for name in names]
 
 
 def _names(section: TeacherSection) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 
 from distilkit._version import __version__
+from distilkit.analysis.metrics import interval95
 from distilkit.data import datasets
 from distilkit.errors import UserError
 from distilkit.learners import teacher_check
@@ -137,9 +138,10 @@ def resume(
 
 
 def result(run: Run) -> dict[str, Any]:
-    """The figures that a run ended with, as `train --json` prints them."""
-    final = run.record["final"]
-    return {"run": str(run.path), "state": run.record["state"], **final}
+    """The figures that a run ended with, as `train --json` prints them; `interval95`: Wilson's, of each top-1 error."""
+    final, images = run.record["final"], run.data.images["test"]
+    intervals = {name: list(interval95(error["top1"], images)) for name, error in final["errors"].items()}
+    return {"run": str(run.path), "state": run.record["state"], **final, "interval95": intervals}
 
 
 def _alone(run: Run, here: PartialState) -> contextlib.AbstractContextManager[None]:
