@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -145,12 +146,40 @@ def newest_opset() -> int:
     return OLDEST_OPSET
 
 
+# The first ONNX Runtime that opens each opset with that IR version, of those that can be installed beside Python 3.11;
+# each was installed and tried. A newer opset needs what writes it.
+_OLDEST_RUNTIME = {
+    18: "1.15",
+    19: "1.15",
+    20: "1.17",
+    21: "1.18",
+    22: "1.21",
+    23: "1.23",
+    24: "1.24",
+    25: "1.24",
+    26: "1.25",
+}
+
+
+def oldest_runtime(file: Path) -> str:
+    """The oldest ONNX Runtime that opens a file of ours, "1.17" say; the installed one where nobody has tried."""
+    opsets = onnx.load(file, load_external_data=False).opset_import
+    opset = max(entry.version for entry in opsets if not entry.domain)
+    return _OLDEST_RUNTIME.get(opset, ".".join(onnxruntime.__version__.split(".")[:2]))
+
+
 def write_model(model: onnx.ModelProto, file: Path, metadata: Mapping[str, str]) -> None:
     """Check `model` and write it, with this metadata alone and nothing of the machine it was made on; it is changed.
 
     The file appears complete or not at all. Raises `onnx.checker.ValidationError` for a graph that is not ONNX.
     """
     _anonymise(model)
+    # torch writes the newest IR version that it knows, and ONNX Runtime's quantiser domains of operators that no node is
+    # of: older runtimes refuse both.
+    used = {"", *(node.domain for nodes in (model.graph, *model.functions) for node in nodes.node)}
+    for entry in [entry for entry in model.opset_import if entry.domain not in used]:
+        model.opset_import.remove(entry)
+    model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.producer_name = "distilkit"
     model.producer_version = distilkit.__version__
     model.ClearField("metadata_props")

@@ -545,6 +545,8 @@ def _export_text(about: Mapping[str, Any], export: Mapping[str, Any], exported: 
             f"{error['top1']:.2f} (Wilson's 95 % interval {_interval(error['top1'], data)}){top5}.\n"
         )
     batch = export.get("batch")
+    oldest = export.get("onnxruntime")
+    needs = f"| needs | ONNX Runtime {oldest} or newer |\n" if oldest else ""
     quantized = export.get("quantized")
     networks, method = markdown_code(about["architecture"]), markdown_code(about["method"])
     return f"""# {markdown(about["name"])}: {markdown(exported.name)}
@@ -559,7 +561,7 @@ def _export_text(about: Mapping[str, Any], export: Mapping[str, Any], exported: 
 | input | {export.get("input", "float")}, {str(export.get("layout", "nchw")).upper()}, {data.size} x {data.size}, \
 {data.channels} channel{"s" if data.channels > 1 else ""}, batch {"of any size" if batch is None else batch} |
 | outputs | {", ".join(map(markdown, export["outputs"]))} |
-| compared with PyTorch | {export["images_compared"]:,} test images: largest difference of a logit \
+{needs}| compared with PyTorch | {export["images_compared"]:,} test images: largest difference of a logit \
 {export["max_abs_difference"]:.2e}, same class {export["top1_agreement"]:.2f} % |
 
 ## Errors

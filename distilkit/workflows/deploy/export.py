@@ -22,7 +22,7 @@ from distilkit.errors import UserError, did_you_mean
 from distilkit.export.evaluation import evaluate_file
 from distilkit.export.form import ENDINGS, PLAIN, Form, Format, Formed
 from distilkit.export.latency import interleaved_latency
-from distilkit.export.onnx import EnsembleForExport, SingleForExport, check_opset, export_onnx
+from distilkit.export.onnx import EnsembleForExport, SingleForExport, check_opset, export_onnx, oldest_runtime
 from distilkit.export.opened import parts
 from distilkit.export.openvino import export_openvino, require_openvino
 from distilkit.export.parity import Parity, check_file
@@ -167,6 +167,7 @@ def export(
         "outputs": list(network.output_names),
         "size": form.side or data.size,
         "bytes": sum(part.stat().st_size for part in parts(target)),
+        "onnxruntime": oldest_runtime(target) if format == "onnx" else None,
         "images_compared": parity.images,
         "batch_sizes": list(parity.batch_sizes),
         "max_abs_difference": parity.max_abs_difference,
