@@ -15,9 +15,10 @@ from distilkit.groups.build import build_group
 from distilkit.groups.group import Group
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
+from distilkit.runs.deployed_check import describe
 from distilkit.runs.run import Run
 from distilkit.training.average import MovingAverage
-from distilkit.training.deployed import check_deployed, describe, fixed_images, recalibrate
+from distilkit.training.deployed import check_deployed, fixed_images, recalibrate
 from distilkit.training.interrupt import Interrupted
 from distilkit.workflows.train.train import resume, train
 

@@ -9,11 +9,11 @@ from coloured import IMAGENET, coloured, trained_elsewhere
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distilkit.analysis.teacher_check import choose_images, measure, require_right_reading
 from distilkit.data.base import Split
 from distilkit.errors import SettingError
 from distilkit.groups.normalize import Classifier, Normalize
 from distilkit.learners.teacher import ResizedClassifier, Teacher
-from distilkit.learners.teacher_check import choose_images, measure, require_right_reading
 from distilkit.models import registry
 
 CPU = torch.device("cpu")

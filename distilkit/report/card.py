@@ -23,6 +23,7 @@ from distilkit.models import own
 from distilkit.reading import LARGEST_MEASURED, UnreadableError, read_json, read_text
 from distilkit.runs.atomic import write_text
 from distilkit.runs.data_record import DataRecord
+from distilkit.runs.deployed_check import describe
 from distilkit.runs.run import PrunedModel, Run
 from distilkit.spelling import markdown, markdown_code, markdown_target, yaml_values
 
@@ -290,7 +291,12 @@ def _run_text(run: Run, seeds: SeedSpread | None) -> str:
 Interval: Wilson's, of the top-1 error, over the sampling of {data.images["test"]:,} test images; it says nothing of
 the spread between trainings.
 
-{_seeds_text(run, seeds, list(final["errors"]))}{_costs(record)}{_robustness_text(run)}{_exports_text(run)}"""
+{_lag(run)}{_seeds_text(run, seeds, list(final["errors"]))}{_costs(record)}{_robustness_text(run)}{_exports_text(run)}"""
+
+
+def _lag(run: Run) -> str:
+    said = describe(run.record.get("deployed_check", {}))
+    return f"**Beware**: {said}.\n\n" if said else ""
 
 
 _ALONE = "one training, so nothing is known of the spread over seeds"

@@ -6,6 +6,7 @@ from typing import Any
 from distilkit.report.measured import TestedRun
 from distilkit.report.page import Board
 from distilkit.report.views import GroupView, RunView
+from distilkit.runs.deployed_check import describe
 
 ON_TEST_IMAGES = "errors by class, confusion, reliability"
 """What the sections are called that need the test images."""
@@ -77,6 +78,8 @@ def notes(groups: Sequence[GroupView], remarks: Sequence[str]) -> Iterator[str]:
         if not view.facts["selected"]:
             state = view.facts["state"]
             yield f"{view.name} is not finished ({state}): its curves are shown, and it counts in no mean."
+        if lag := describe(view.run.record.get("deployed_check", {})):
+            yield f"{view.name}: {lag}."
         if view.facts["uncounted"]:
             yield f"{view.name}: operators that fvcore does not know are not counted, so its costs are too low."
         if view.tested:

@@ -32,6 +32,7 @@ from distilkit.learners.learner import Learner
 from distilkit.observer import Observer
 from distilkit.runs.atomic import inside, writable
 from distilkit.runs.data_record import DataRecord
+from distilkit.runs.deployed_check import describe
 from distilkit.runs.run import Model, Run, find_run, open_model
 from distilkit.workflows.deploy.quantize import Quantization, quantize
 from distilkit.workflows.share.cards import beside_export
@@ -128,6 +129,8 @@ def export(
     with writable(target.parent):
         try:
             observer.note(f"exporting {source} ({mode}) to {format}")
+            if isinstance(exported, Run) and (lag := describe(exported.record.get("deployed_check", {}))):
+                observer.note(f"warning: {lag}")
             _write(network, unchecked, data, metadata, format, opset)
             together = ", ".join(map(str, batch_sizes))
             observer.note(f"comparing with PyTorch on {len(images)} test images at batch size {together}")

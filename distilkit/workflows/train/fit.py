@@ -15,9 +15,10 @@ from distilkit.observer import Observer, TrainingPlan
 from distilkit.recipe import Recipe
 from distilkit.runs import checkpoint as checkpoints
 from distilkit.runs.data_record import data_record
+from distilkit.runs.deployed_check import describe
 from distilkit.runs.run import Run
 from distilkit.threads import threads
-from distilkit.training.deployed import check_deployed, describe
+from distilkit.training.deployed import check_deployed
 from distilkit.training.interrupt import Interrupted, signum_of
 from distilkit.training.processes import make_accelerator
 from distilkit.training.trainer import Trainer

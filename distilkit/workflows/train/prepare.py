@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from distilkit.analysis import teacher_check
 from distilkit.analysis.cost import named_uses
 from distilkit.analysis.learner_cost import LearnerCost, learner_cost
 from distilkit.data.datasets import DataSpec, ImageData
 from distilkit.errors import UserError
 from distilkit.groups.group import BranchGroup
 from distilkit.groups.normalize import Normalize
-from distilkit.learners import teacher_check
 from distilkit.learners.build import build_learner, placed
 from distilkit.learners.learner import Learner
 from distilkit.learners.pretrained import start_from

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from distilkit.analysis import teacher_check
 from distilkit.data.base import ImageData
 from distilkit.errors import SettingError, UserError
 from distilkit.groups.normalize import Classifier
-from distilkit.learners import teacher_check
 from distilkit.learners.pretrained import fit, read_weights
 from distilkit.learners.teacher import ResizedClassifier, Teacher
 from distilkit.models import external, own, registry

@@ -10,10 +10,10 @@ import torch
 from accelerate import PartialState
 
 from distilkit._version import __version__
+from distilkit.analysis import teacher_check
 from distilkit.analysis.metrics import interval95
 from distilkit.data import datasets
 from distilkit.errors import UserError
-from distilkit.learners import teacher_check
 from distilkit.learners.build import placed
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
