@@ -14,6 +14,7 @@ from distilkit.analysis.metrics import interval95
 from distilkit.data import datasets
 from distilkit.errors import UserError
 from distilkit.learners import teacher_check
+from distilkit.learners.build import placed
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
 from distilkit.runs.data_record import data_record
@@ -24,6 +25,7 @@ from distilkit.workflows.train.describe import decided, described, device_name, 
 from distilkit.workflows.train.fit import fit
 from distilkit.workflows.train.images import load, load_again, require_same
 from distilkit.workflows.train.prepare import prepare
+from distilkit.workflows.train.teachers import resolve_teacher
 
 PACKAGES = ("torch", "torchvision", "accelerate", "fvcore", "onnx", "onnxruntime", "safetensors", "numpy")
 
@@ -119,6 +121,10 @@ def resume(
     are accepted, and always where the run is finished.
     """
     here = join(device)
+    if recipe is not None and recipe.teacher is not None and recipe.teacher.run is None:
+        # What a recipe leaves open of a file of weights was settled when the run began, and is compared with that.
+        with placed(recipe):
+            recipe = resolve_teacher(recipe, path.parent)
     run = Run.open(path)
     if run.record.get("state") != "done":
         with _alone(run, here):
