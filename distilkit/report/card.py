@@ -291,7 +291,8 @@ def _run_text(run: Run, seeds: SeedSpread | None) -> str:
 Interval: Wilson's, of the top-1 error, over the sampling of {data.images["test"]:,} test images; it says nothing of
 the spread between trainings.
 
-{_lag(run)}{_seeds_text(run, seeds, list(final["errors"]))}{_costs(record)}{_robustness_text(run)}{_exports_text(run)}"""
+{_lag(run)}{_seeds_text(run, seeds, list(final["errors"]))}\
+{_costs(record)}{_robustness_text(run)}{_exports_text(run)}"""
 
 
 def _lag(run: Run) -> str:
