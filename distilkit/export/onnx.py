@@ -174,8 +174,8 @@ def write_model(model: onnx.ModelProto, file: Path, metadata: Mapping[str, str])
     The file appears complete or not at all. Raises `onnx.checker.ValidationError` for a graph that is not ONNX.
     """
     _anonymise(model)
-    # torch writes the newest IR version that it knows, and ONNX Runtime's quantiser names sets of operators that nothing
-    # uses: older runtimes refuse both.
+    # torch writes the newest IR version that it knows, and ONNX Runtime's quantiser names operators that nothing uses:
+    # older runtimes refuse both.
     used = {"", *(node.domain for nodes in (model.graph, *model.functions) for node in nodes.node)}
     for entry in [entry for entry in model.opset_import if entry.domain not in used]:
         model.opset_import.remove(entry)
