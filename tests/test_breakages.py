@@ -22,6 +22,8 @@ import pytest
 
 import distilkit
 
+pytestmark = pytest.mark.long
+
 PACKAGE = Path(distilkit.__file__).parent
 TESTS = Path(__file__).parent
 

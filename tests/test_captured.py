@@ -185,7 +185,10 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("settings", COMPILED.values(), ids=COMPILED)
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(keys, id=name, marks=() if name == "one" else pytest.mark.long) for name, keys in COMPILED.items()],
+)
 def test_the_losses_are_one_graph_without_breaks(
     settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
