@@ -631,10 +631,11 @@ def test_folders_that_make_no_data_set_are_named(folder, removed, named):
 
 def test_a_folder_without_any_image_is_named(folder):
     for path in folder.rglob("*.png"):
+        path.write_bytes(b"    ftypheic, which Pillow does not read by itself")
         path.rename(path.with_suffix(".heic"))
     with pytest.raises(UserError, match="there are no images under") as caught:
         datasets.spec("image-folder", folder)
-    assert ".jpeg" in caught.value.hint
+    assert "read are: JPEG, PNG, " in caught.value.hint
 
 
 def test_an_image_size_of_nothing_is_a_setting_at_fault(folder):

@@ -234,16 +234,6 @@ def _capitals(folder: Path) -> None:
     class_folders(folder / "Validation")
 
 
-def _training(folder: Path) -> None:
-    class_folders(folder / "training")
-    class_folders(folder / "test")
-
-
-def _valid(folder: Path) -> None:
-    class_folders(folder / "train")
-    class_folders(folder / "valid")
-
-
 def _lonely(folder: Path) -> None:
     class_folders(folder)
     picture(folder / "fish" / "a.png")
@@ -274,8 +264,6 @@ WRONG = {
     "one folder further down": (_nested, "distilkit init f/inner"),
     "class folders further down": (_nested_classes, "distilkit init 'f/data/my images'"),
     "a division with capitals": (_capitals, "mv Train train, mv Validation val"),
-    "another word for train": (_training, "mv training train"),
-    "another word for test": (_valid, "mv valid val"),
     "a class of one image": (_lonely, "fish"),
     "files that are no pictures": (_no_pictures_inside, "can be read"),
     "half of a data set": (_half_downloaded, "cifar"),

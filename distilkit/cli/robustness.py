@@ -161,19 +161,19 @@ def _show_curves(run: dict[str, Any], settings: dict[str, Any]) -> None:
     for index, magnitude in enumerate(run["magnitudes"]):
         cells = [f"{magnitude:g}"]
         for key, digits in (("curves", 2), ("cross_entropy", 4)):
-            for split in ("train", "test"):
+            for split in run[key]:
                 values = [curve[index] for curve in run[key][split]]
                 spread = f" +- {statistics_of.stdev(values):.{digits}f}" if len(values) > 1 else ""
                 cells.append(f"{statistics_of.fmean(values):.{digits}f}{spread}")
         rows.append(cells)
     console.print_table(
         f"{run['run']}, {run['member']}: mean and deviation over {settings['directions']} directions",
-        ["d", "train error, %", "test error, %", "train nats", "test nats"],
+        ["d", *(f"{split} error, %" for split in run["curves"]), *(f"{split} nats" for split in run["curves"])],
         rows,
         f"nats: cross-entropy; batch norm statistics {settings['statistics']}; "
         f"directions {settings['directions_kind']}; "
         f"norm of all parameters {run['parameter_norm']:.1f}; "
-        f"{run['images']['train']} training and {run['images']['test']} test images",
+        f"{' and '.join(f'{count} {split}' for split, count in run['images'].items())} images",
     )
     found = run["sharpness"]
     rise, area = found["magnitude"]["mean"], _spread(found["area"], 2)

@@ -220,6 +220,9 @@ def _show_plan(document: dict[str, Any]) -> None:
     data = document["data"]
     there = "there" if data["present"] else "not there"
     console.print_line(f"data: {data['dataset']}, {data['classes']} classes, {there}: {data['where']}")
+    if data["images"]:
+        counts = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
+        console.print_line(f"images: {counts}")
     console.print_line(f"storage: {data['storage']} ({data['storage_reason']})")
     for remark in data["remarks"]:
         console.print_line(remark)

@@ -128,6 +128,12 @@ class Source(Protocol):
     def prepare(self, root: Path, parts: Collection[str], *, download: bool) -> None:
         """Download or unpack what `parts` need: the only method that writes. Raises `UserError` where that fails."""
 
+    def parts(self, root: Path) -> tuple[str, ...]:
+        """Name the splits that the files are divided into: "train", "test", and "validation" where it is one."""
+
+    def remarks(self, root: Path) -> list[str]:
+        """Say in a line each what a person should know of the files."""
+
     def labels(self, root: Path) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]] | None:
         """Say the labels of "train" and "test" where that is cheap: nothing is decoded. None where it is not."""
 
@@ -143,6 +149,14 @@ class Plain:
 
     def prepare(self, root: Path, parts: Collection[str], *, download: bool) -> None:
         """Do nothing: the images are there or are not."""
+
+    def parts(self, root: Path) -> tuple[str, ...]:
+        """Know no validation images."""
+        return ("train", "test")
+
+    def remarks(self, root: Path) -> list[str]:
+        """Say nothing."""
+        return []
 
     def labels(self, root: Path) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]] | None:
         """Say nothing: the labels lie with the images."""

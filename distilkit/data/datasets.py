@@ -9,15 +9,16 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distilkit.data.base import DataSpec, ImageData, Images, Pictures, Pixels, Source, Split, Traits
-from distilkit.data.image_folder import ImageFolder
+from distilkit.data.image_folder import ImageFolder, decode_all
 from distilkit.data.imagenet import ImageNet
+from distilkit.data.listing import find_labelled
 from distilkit.data.pictures import StreamedImages, evenly
 from distilkit.data.registry import sources
 from distilkit.errors import SettingError, UserError, did_you_mean
@@ -72,7 +73,7 @@ def load(
     download: bool,
     image_size: int | None = None,
     channels: int | None = None,
-    validation: int | float = 0,
+    validation: int | float | Literal["folder"] = 0,
     seed: int = 0,
     splits: Collection[str] = SPLITS,
     storage: str = "resident",
@@ -84,6 +85,7 @@ def load(
 
     `validation`: what is held out of the training images and not trained on: an int counts images, a float is a
     fraction of them (rounded). It depends on (seed, labels) alone, see `held_out`. With 0 there is no "validation".
+    "folder": the images that the set itself has for it.
     A data set's mean and std are of all its training images, before any are held out: the published constants are
     so too, and a data set then has one normalisation whatever is held out.
 
@@ -99,7 +101,13 @@ def load(
     if unknown := set(splits) - set(SPLITS):
         raise ValueError(f"no such splits: {', '.join(sorted(unknown))}")
     source, root = _source(name), _place(root)
-    parts = [part for part, users in (("train", {"train", "validation"}), ("test", {"test"})) if users & set(splits)]
+    own_folder = validation == "folder"
+    users = {"train": {"train", "validation"}, "test": {"test"}, "validation": {"validation"} if own_folder else set()}
+    if own_folder:
+        users["train"] = {"train"}
+        if "validation" not in source.parts(root):
+            raise SettingError("data.validation", f"{root} has no folder of validation images", "write a share, as 0.1")
+    parts = [part for part, of_part in users.items() if of_part & set(splits)]
     if prepare:
         source.prepare(root, parts, download=download)
     described = source.spec(root, image_size, channels)
@@ -119,7 +127,7 @@ def load(
 
     wanted: dict[str, tuple[Images, np.ndarray]] = {}
     if "train" in read:
-        mask_N = held_out(labels["train"], validation, seed)
+        mask_N = held_out(labels["train"], 0 if validation == "folder" else validation, seed)
         if described.mean is None:
             mean, std = _constants(images["train"])
             described = replace(described, mean=mean, std=std)
@@ -129,6 +137,8 @@ def load(
         else:
             wanted["train"] = images["train"], labels["train"]
         described = replace(described, train_images=len(mask_N))
+    if "validation" in read:
+        wanted["validation"] = images["validation"], labels["validation"]
     if "test" in read:
         wanted["test"] = images["test"], labels["test"]
         described = replace(described, test_images=len(labels["test"]))
@@ -157,6 +167,32 @@ def expanded(path: Path) -> Path:
         raise UserError(f"{path}: there is no user {path.parts[0][1:]!r} here", "write the folder in full") from error
 
 
+def load_test_folder(root: Path, known: DataSpec, storage: str, workers: int | None) -> ImageData:
+    """Read a test set by itself, for a model whose data are `known`: see `listing.find_labelled`.
+
+    Raises `UserError` for folders that are none, and for files that cannot be read.
+    """
+    found = find_labelled(_place(root), known.classes)
+    framing = traits(known.name).framing(known.size, known.channels)
+    labels = np.array(found.labels, dtype=np.int64)
+    base = len(str(found.folder / "x")) - 1
+    pictures = Pictures(found.folder, [path[base:] for path in found.paths], labels, framing)
+    read: Pixels | Pictures = pictures if storage == "stream" else decode_all({"test": pictures})["test"]
+    split = Split(_images(read, workers), torch.from_numpy(labels))
+    described = replace(known, test_images=len(labels))
+    return ImageData(described, {"test": split}, {"test": fingerprint(split, described.classes)})
+
+
+def has_validation_folder(name: str, root: Path) -> bool:
+    """Whether the set's files have a validation split of their own. Raises `UserError` where they are missing."""
+    return "validation" in _source(name).parts(_place(root))
+
+
+def notes(name: str, root: Path) -> list[str]:
+    """Say in a line each what a person should know of a data set's files, which are there."""
+    return _source(name).remarks(_place(root))
+
+
 def balance(labels: Tensor | np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Count the images of each class: the smallest and the largest class, and all that have no image."""
     counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(classes))
@@ -171,6 +207,11 @@ def balances(name: str, root: Path, classes: Sequence[str]) -> dict[str, dict[st
     """Count the images of each class before any is read; empty where only reading them would tell."""
     labels = _source(name).labels(_place(root)) or {}
     return {part: balance(each, classes) for part, each in labels.items()}
+
+
+def counts(name: str, root: Path) -> dict[str, int]:
+    """Count the images of each split before any is read; empty where only reading them would tell."""
+    return {part: len(each) for part, each in (_source(name).labels(_place(root)) or {}).items()}
 
 
 def remarks(balanced: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -299,7 +340,7 @@ def _validation_error(problem: str, count: int) -> SettingError:
 
 def _in_memory(source: Source, root: Path, described: DataSpec, parts: Collection[str]) -> dict[str, Pixels]:
     counts = {"train": described.train_images, "test": described.test_images}
-    need, free = sum(counts[part] or 0 for part in parts) * described.size**2 * described.channels, free_memory()
+    need, free = sum(counts.get(part) or 0 for part in parts) * described.size**2 * described.channels, free_memory()
     problem = f"the pixels of {described.name} take {need / 1e9:.1f} GB as {described.size} x {described.size} images"
     hint = "a smaller image_size"
     if isinstance(source, ImageFolder | ImageNet):

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,20 +11,24 @@ import numpy as np
 
 from distilkit.data.base import DataSpec, Pictures, Pixels, Plain, Traits
 from distilkit.data.decoding import RUN, unreadable
-from distilkit.data.pixels import UNREADABLE, Framing, decode, reason
+from distilkit.data.listing import TEST_FOLDERS, TRAIN_FOLDERS, VALIDATION_FOLDERS, divided, inside, named_by_ending
+from distilkit.data.pixels import FORMATS, UNREADABLE, Framing, decode, is_left_behind, reason
 from distilkit.data.registry import register
 from distilkit.errors import SettingError, UserError
 
 DEFAULT_SIZE = 32
-TEST_FOLDERS = ("test", "val")
 
 
 class Layout(NamedTuple):
-    """The class folders and, for "train" and "test", every image file with its label."""
+    """The class folders and, for each split that has a folder, every image file with its label.
+
+    `passed_over`: the files in them that are no pictures.
+    """
 
     classes: tuple[str, ...]
     samples: dict[str, list[tuple[str, int]]]
     folders: dict[str, Path]
+    passed_over: list[str]
 
     def labels(self, part: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Every image's class, int64 [N]."""
@@ -34,8 +38,8 @@ class Layout(NamedTuple):
 class ImageFolder(Plain):
     """Images of any size, of the formats in `pixels.FORMATS`, brought to squares of one size, in RGB or grey.
 
-    Classes are the folders' names, sorted. Hidden files and folders (a leading dot) are passed over. Where there is
-    a `test` folder, `val` is not read: what is held out for validation comes out of `train`, as for every data set.
+    Classes are the folders' names, sorted. Hidden files and folders (a leading dot) are passed over. A folder `val`
+    beside `test` is the validation split; without `test` it is the test set.
     """
 
     traits = Traits("crop-flip", image_size=True, default_size=DEFAULT_SIZE, channels=True)
@@ -73,6 +77,18 @@ class ImageFolder(Plain):
         layout = find_images(root)
         return {part: layout.labels(part) for part in layout.samples}
 
+    def parts(self, root: Path) -> tuple[str, ...]:
+        """Name the splits that have a folder."""
+        return tuple(find_images(root).samples)
+
+    def remarks(self, root: Path) -> list[str]:
+        """Say what is left out, and where validation images are the test set."""
+        layout = find_images(root)
+        said = named_by_ending(layout.passed_over)
+        if layout.folders["test"].name in VALIDATION_FOLDERS:
+            said.append(f"there is no folder test: the test images are those in {layout.folders['test'].name}")
+        return said
+
     def pictures(self, root: Path, spec: DataSpec, parts: Collection[str]) -> dict[str, Pictures]:
         """List the files."""
         return listed(root, find_images(root), parts, self.traits.framing(spec.size, spec.channels))
@@ -92,8 +108,8 @@ def checked_size(image_size: int | None, default: int) -> int:
 
 def described(root: Path, layout: Layout) -> str:
     """Tell in one line what is there."""
-    train, test = (f"{len(layout.samples[part])} in {layout.folders[part].name}" for part in ("train", "test"))
-    return f"{root} ({len(layout.classes)} classes, images: {train}, {test})"
+    counts = ", ".join(f"{len(found)} in {layout.folders[part].name}" for part, found in layout.samples.items())
+    return f"{root} ({len(layout.classes)} classes, images: {counts})"
 
 
 def listed(root: Path, layout: Layout, parts: Collection[str], framing: Framing) -> dict[str, Pictures]:
@@ -133,40 +149,49 @@ def decode_all(pictures: dict[str, Pictures]) -> dict[str, Pixels]:
     return read
 
 
-def find_images(root: Path, tests: Sequence[str] = TEST_FOLDERS) -> Layout:
-    """List the class folders and image files; `tests`: where the test images may be, in order of preference.
+def find_images(root: Path, tests: Sequence[str] | None = None) -> Layout:
+    """List the class folders and image files; `tests`: where the test images are, if that is known.
 
     Raises `UserError` where the folders do not make a data set.
     """
-    named = [f"{root / name}/<class>/" for name in tests]
+    expected = tests or ("test", "val")
+    named = [f"{root / name}/<class>/" for name in expected]
     layout_hint = f"images go into {root / 'train'}/<class>/ and {named[0]}" + "".join(f" (or {n})" for n in named[1:])
     if not root.is_dir():
         raise UserError(f"there is no folder {root}", layout_hint)
-    test = next((root / name for name in tests if (root / name).is_dir()), None)
-    if not (root / "train").is_dir():
+    train, test, validation = (
+        _first_of(root, names) for names in (TRAIN_FOLDERS, tests or TEST_FOLDERS, VALIDATION_FOLDERS)
+    )
+    if tests is None and test is None:
+        test, validation = validation, None
+    if train is None:
         raise UserError(f"{root} has no folder train", layout_hint)
     if test is None:
-        raise UserError(f"{root} has no folder {', nor '.join(tests)}", layout_hint)
+        raise UserError(f"{root} has no folder {', nor '.join(expected)}", layout_hint)
 
-    folders = {"train": root / "train", "test": test}
+    folders = {"train": train, "test": test}
+    if tests is None and validation is not None:
+        folders["validation"] = validation
     classes = {part: _class_folders(folder, layout_hint) for part, folder in folders.items()}
     faults = [
         f"{folders[there] / name} has no counterpart in {folders[other]}"
-        for there, other in (("train", "test"), ("test", "train"))
+        for held in list(folders)[1:]
+        for there, other in (("train", held), (held, "train"))
         for name in sorted(set(classes[there]) - set(classes[other]))
     ]
     if faults:
         hint = "every class needs its folder, of one name, for training and for testing"
-        alike = [{unicodedata.normalize("NFC", name) for name in classes[part]} for part in ("train", "test")]
-        if alike[0] == alike[1]:
+        alike = [{unicodedata.normalize("NFC", name) for name in names} for names in classes.values()]
+        if all(names == alike[0] for names in alike):
             hint = "they look alike and are spelled with other characters (accents of their own): rename the folders"
         raise UserError("; ".join(faults), hint)
     if len(classes["train"]) < 2:
         raise UserError(f"{folders['train']} has one class only; a classifier needs at least 2", layout_hint)
 
-    samples = {part: _samples(folder, classes[part]) for part, folder in folders.items()}
+    passed_over: list[str] = []
+    samples = {part: _samples(folder, classes[part], passed_over) for part, folder in folders.items()}
     if not any(samples.values()):
-        raise UserError(f"there are no images under {root}", f"{layout_hint}; read are: {_endings()}")
+        raise UserError(f"there are no images under {root}", f"{layout_hint}; read are: {', '.join(FORMATS.values())}")
     filled = {part: {label for _, label in found} for part, found in samples.items()}
     empty = [
         str(folders[part] / name)
@@ -175,8 +200,14 @@ def find_images(root: Path, tests: Sequence[str] = TEST_FOLDERS) -> Layout:
         if label not in filled[part]
     ]
     if empty:
-        raise UserError(f"no images in {', '.join(empty)}", f"fill or remove these folders; read are: {_endings()}")
-    return Layout(tuple(classes["train"]), samples, folders)
+        raise UserError(
+            f"no images in {', '.join(empty)}", f"fill or remove these folders; read are: {', '.join(FORMATS.values())}"
+        )
+    return Layout(tuple(classes["train"]), samples, folders, passed_over)
+
+
+def _first_of(root: Path, names: Sequence[str]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
 
 
 def _class_folders(folder: Path, layout_hint: str) -> list[str]:
@@ -186,42 +217,20 @@ def _class_folders(folder: Path, layout_hint: str) -> list[str]:
         found, _ = find_classes(folder)
     except FileNotFoundError:
         found = []
-    if not (classes := [name for name in found if not name.startswith(".")]):
+    if not (classes := [name for name in found if not is_left_behind(name)]):
         raise UserError(f"{folder} has no class folders", layout_hint)
     return classes
 
 
-def _samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
-    """In the order in which torchvision's `make_dataset` has them."""
-    from torchvision.datasets.folder import is_image_file
-
-    return [
-        (os.path.join(where, name), label)  # noqa: PTH118 - for millions of them
-        for label, of_class in enumerate(classes)
-        for where, names in sorted(_inside(folder / of_class))
-        for name in sorted(names)
-        # "._cat.png" is what macOS leaves beside cat.png on foreign disks; it is no image.
-        if is_image_file(name) and not name.startswith(".")
-    ]
-
-
-def _inside(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Every folder in a class folder with its files' names; links are followed, but never back and never up."""
-    seen = {str(above) for above in folder.resolve().parents}
-    for where, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield where, names
-
-
-def _endings() -> str:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    return " ".join(IMG_EXTENSIONS)
+def _samples(folder: Path, classes: list[str], passed_over: list[str]) -> list[tuple[str, int]]:
+    """In the order in which torchvision's `make_dataset` has them; adds the files that are no pictures."""
+    samples = []
+    for label, of_class in enumerate(classes):
+        for where, names in sorted(inside(folder / of_class)):
+            pictures, others = divided(where, names)
+            samples += [(picture, label) for picture in pictures]
+            passed_over += others
+    return samples
 
 
 register("image-folder", ImageFolder())

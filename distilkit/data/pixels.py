@@ -54,8 +54,25 @@ FORMATS = {
 Pillow goes by a file's content, and knows formats for which it starts other programs (EPS: Ghostscript) or that are no
 pictures. It reads a phone's MPO as JPEG. TGA has no mark of its own, and is tried last.
 """
-ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Of the files in a folder that are taken for images: those that torchvision takes."""
+_JPEG, _JPEG2000 = (".jpg", ".jpeg", ".jpe", ".jfif"), (".jp2", ".j2k")
+_NETPBM = (".ppm", ".pgm", ".pbm", ".pnm")
+_OTHERS = (".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ico", ".tga")
+_ENDINGS = (*_JPEG, *_JPEG2000, *_NETPBM, *_OTHERS)
+# What files of `FORMATS` begin with; TGA has no such mark. WebP's and AVIF's are further on.
+_MARKS = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"II*\0",
+    b"MM\0*",
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",
+    b"\0\0\1\0",
+)
+_MARK_BYTES = 12
+# What other programs leave beside pictures: no file of theirs is one, and nobody has to hear of it.
+_LEFT_BEHIND = {"thumbs.db", "desktop.ini", "@eadir", "__macosx"}
 # Pixels: of larger pictures, some at a time are converted; still larger ones are decoded one after another. A file of
 # some kilobytes may hold hundreds of millions.
 _AT_ONCE, _ALONE = 2**22, 2**26
@@ -103,6 +120,32 @@ def _formats() -> tuple[str, ...]:
         with suppress(ImportError):
             importlib.import_module(f"PIL.{plugin}ImagePlugin")
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or some other program's: it counts as nothing.
+
+    "._cat.png" is what macOS leaves beside cat.png on foreign disks, "@eaDir" what a network drive has previews in.
+    """
+    return name.startswith(".") or name.lower() in _LEFT_BEHIND
+
+
+def is_picture(file: str) -> bool:
+    """Whether a file in a folder is taken for a picture: by its ending, else by its first bytes.
+
+    Whether one of a known ending can be read shows itself when it is decoded, and is a fault of that file then. The
+    others are opened: only plain files.
+    """
+    if file.lower().endswith(_ENDINGS):
+        return True
+    try:
+        require_plain_file(file)
+        with open(file, "rb") as content:  # noqa: PTH123 - for millions of them
+            head = content.read(_MARK_BYTES)
+    except OSError:
+        return False
+    riff = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
+    return head.startswith(_MARKS) or riff or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"))
 
 
 def to_mode(image: Image.Image, channels: int) -> Image.Image:

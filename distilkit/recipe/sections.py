@@ -62,7 +62,13 @@ class DataSection(_Section):
         description="1 reads images as grey, 3 in colour; only for `image-folder`.",
         json_schema_extra={"default": "3 for image-folder"},
     )
-    validation: Epochs = Field(0, description="Held out of the training images: how many, or which fraction of them.")
+    validation: Annotated[
+        Epochs | Literal["folder"], Wording('a number of images, a fraction of them, or "folder"')
+    ] = Field(
+        0,
+        description="Held out of the training images: how many, or which fraction of them. `folder`: the data's own, "
+        "in `val` beside `test`, which is taken where there is one.",
+    )
     augment: Literal["none", "crop", "crop-flip", "random-resized-crop"] = Field(
         description="Random changes to training images.", json_schema_extra={"default": "the data set's own"}
     )
@@ -424,6 +430,8 @@ class Recipe(BaseModel):
         for key in ("train.precision", "train.threads", "data.storage"):
             if theirs[key] == "auto":
                 theirs[key] = ours[key]
+        if ours["data.validation"] == "folder" and not theirs["data.validation"]:
+            theirs["data.validation"] = "folder"  # as it was found
         same_network = ("model.architecture", "group.kind")
         if theirs["group.split_at"] is None and all(ours[key] == theirs[key] for key in same_network):
             theirs["group.split_at"] = ours["group.split_at"]

@@ -406,6 +406,8 @@ def _validation(data: DataRecord) -> str:
     if not data.validation:
         return "none held out: nothing was chosen on images, and the last epoch is reported"
     held = data.images.get("validation")
+    if data.validation == "folder":
+        return f"{held:,} images of their own" if held is not None else "images of their own"
     return f"{f'{held:,}' if held is not None else data.validation} of the training images held out, drawn by the seed"
 
 

@@ -18,11 +18,15 @@ PANELS = (
 def plot_curves(runs: Sequence[dict[str, Any]], stem: Path, statistics: str, directions_kind: str) -> list[Path]:
     """Write `stem`.png and .svg: one thin line per direction, the mean of each run thick; returns both paths."""
     figure = figure_class()(figsize=(13, 4.8), layout="constrained")
-    axes = figure.subplots(1, len(PANELS))
-    for axis, (key, split, label) in zip(axes, PANELS, strict=True):
+    # Without training images where a test set was typed alone.
+    panels = [panel for panel in PANELS if any(panel[1] in run[panel[0]] for run in runs)]
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (key, split, label) in zip(axes, panels, strict=True):
         for index, run in enumerate(runs):
             colour = f"C{index % 10}"
-            values = run[key][split]
+            values = run[key].get(split)
+            if values is None:
+                continue
             for line in values:
                 axis.plot(run["magnitudes"], line, color=colour, linewidth=0.8, alpha=0.45)
             mean = [sum(column) / len(column) for column in zip(*values, strict=True)]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from distilkit.data import datasets
+from distilkit.data.image_folder import find_images
 from distilkit.errors import UserError
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
@@ -20,7 +21,7 @@ class DataRecord(BaseModel):
     dataset: str
     root: str
     download: bool
-    validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
+    validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] | Literal["folder"]
     seed: Annotated[int, Field(ge=0)]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     channels: Annotated[int, Field(ge=1, le=64)]
@@ -54,14 +55,23 @@ class DataRecord(BaseModel):
             default_augment="none",
         )
 
-    def load(self, splits: Sequence[str], root: str | None = None) -> datasets.ImageData:
+    def load(self, splits: Sequence[str], root: str | None = None, *, test_alone: bool = False) -> datasets.ImageData:
         """The images of these splits, from where the run had them, or from `root`.
 
         What the record names is only read: somebody else may have written it. Downloaded, where the run's recipe
-        allows it, and unpacked is in `root` alone, which the user has typed.
+        allows it, and unpacked is in `root` alone, which the user has typed. Of a model of class folders `root` may be
+        a test set by itself (`listing.find_labelled`), where no other split is asked for, or with `test_alone` it may
+        be missing.
 
         Raises `UserError` when they are not there or are of other classes.
         """
+        if root is not None and self.dataset == "image-folder" and (test_alone or tuple(splits) == ("test",)):
+            try:
+                whole = find_images(Path(root).expanduser()).classes == self.classes
+            except (UserError, RuntimeError):
+                whole = False
+            if not whole:
+                return datasets.load_test_folder(Path(root), self.spec(), self.storage, self.workers)
         traits = datasets.traits(self.dataset)
         if root is not None and not traits.reads_files:
             raise UserError(
@@ -104,6 +114,12 @@ class DataRecord(BaseModel):
     def same(self, data: datasets.ImageData, path: Path, root: str | None, observer: Observer) -> bool:
         """Whether these are the images that the run or model at `path` knows; tells the observer where not."""
         changed = self.changed(data)
+        if root is not None:
+            for remark in datasets.remarks(
+                {split: datasets.balance(of.labels, self.classes) for split, of in data.splits.items()}
+            ):
+                if "no test image" in remark:
+                    observer.note(remark)
         if changed:
             counts = ", ".join(
                 f"{len(data.splits[split].labels):,} {split} images instead of {self.images[split]:,}"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distilkit.data.pixels import ENDINGS, UNREADABLE, Pixels, decode, reason
+from distilkit.data.pixels import FORMATS, UNREADABLE, Pixels, decode, is_left_behind, is_picture, reason
 from distilkit.data.preparation import Preparation
 from distilkit.errors import UserError, parse_json
 from distilkit.export.runtime import RUNTIME_ERRORS, Device, open_session
@@ -187,7 +187,7 @@ def find(images: Iterable[str]) -> tuple[list[str], list[Unread]]:
         found = list(_inside(image))
         paths += found
         if not found:
-            empty.append(Unread(image, f"a folder without images ({' '.join(ENDINGS)})"))
+            empty.append(Unread(image, f"a folder without images ({', '.join(FORMATS.values())})"))
     return paths, empty
 
 
@@ -253,10 +253,11 @@ def _inside(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_left_behind(name))
         for name in sorted(files):
-            if name.lower().endswith(ENDINGS) and not name.startswith("."):
-                yield os.path.join(where, name)  # noqa: PTH118
+            path = os.path.join(where, name)  # noqa: PTH118
+            if not is_left_behind(name) and is_picture(path):
+                yield path
 
 
 def _first_line(error: Exception) -> str:

@@ -114,7 +114,12 @@ def _measured(
     model: Model, grid: list[float], settings: Settings, data_root: str | None, device: str, observer: Observer
 ) -> dict[str, Any]:
     where = choose_device(device)
-    data = model.data.load(SPLITS if settings.parameters else ("test",), data_root)
+    data = model.data.load(SPLITS if settings.parameters else ("test",), data_root, test_alone=True)
+    if settings.parameters and settings.statistics == "recomputed" and "train" not in data.splits:
+        raise UserError(
+            f"{data_root} has no training images, from which --statistics recomputed would take them",
+            "leave --statistics out, or name a folder that has train/ as well",
+        )
     same = model.data.same(data, model.path, data_root, observer)
     chosen = {name: _some(split, settings) for name, split in data.splits.items()}
     classifier = model.classifier.to(where).eval()
@@ -165,11 +170,12 @@ def _curves(
                 progress=progress,
             )
         )
-    curves = {s: [[point.top1_error for point in curve[s]] for curve in per_direction] for s in SPLITS}
+    # Without training images, where a test set was typed alone.
+    curves = {s: [[point.top1_error for point in curve[s]] for curve in per_direction] for s in splits}
     return {
         "magnitudes": grid,
         "curves": curves,
-        "cross_entropy": {s: [[point.cross_entropy for point in curve[s]] for curve in per_direction] for s in SPLITS},
+        "cross_entropy": {s: [[point.cross_entropy for point in curve[s]] for curve in per_direction] for s in splits},
         "sharpness": {
             "split": "test",
             "area": asdict(sharpness.area(grid, curves["test"])),

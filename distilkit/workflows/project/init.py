@@ -22,9 +22,10 @@ from distilkit import methods
 from distilkit.data import datasets, npz
 from distilkit.data.base import DataSpec
 from distilkit.data.decoding import default_workers
-from distilkit.data.image_folder import TEST_FOLDERS, find_images
+from distilkit.data.image_folder import find_images
+from distilkit.data.listing import TEST_FOLDERS, TRAIN_FOLDERS, VALIDATION_FOLDERS, divided, named_by_ending
 from distilkit.data.pictures import evenly
-from distilkit.data.pixels import FORMATS, UNREADABLE, open_image
+from distilkit.data.pixels import FORMATS, UNREADABLE, is_left_behind, open_image
 from distilkit.data.storage import choose, pixel_bytes
 from distilkit.errors import Fault, SettingError, UserError, did_you_mean
 from distilkit.hardware import processes_here
@@ -98,6 +99,7 @@ class Found:
     sizes: Sizes | None = None
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    has_validation: bool = False
 
     @property
     def undivided(self) -> bool:
@@ -154,8 +156,8 @@ def look(folder: Path) -> Found:
     entries = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     if not entries:
         raise UserError(f"{folder} is empty", _LAYOUT)
-    if (folder / "train").is_dir():
-        if any((folder / name).is_dir() for name in TEST_FOLDERS):
+    if any((folder / name).is_dir() for name in TRAIN_FOLDERS):
+        if any((folder / name).is_dir() for name in (*TEST_FOLDERS, *VALIDATION_FOLDERS)):
             return _folders(folder)
         _refuse_other_names(folder, entries)
         return _class_folders(folder / "train")
@@ -173,10 +175,10 @@ def _refuse_other_names(folder: Path, entries: Sequence[str]) -> None:
     if train is None or test is None:
         return
     right = {train: "train", test: "val" if test.lower() in _VAL_ALIKE else "test"}
-    moves = [f"mv {name} {to}" for name, to in right.items() if name not in ("train", *TEST_FOLDERS)]
+    known = (*TRAIN_FOLDERS, *TEST_FOLDERS, *VALIDATION_FOLDERS)
+    moves = [f"mv {name} {to}" for name, to in right.items() if name not in known]
     raise UserError(
-        f"{folder} has {train} and {test}; training images are looked for in train, test images in "
-        f"{' or '.join(TEST_FOLDERS)}",
+        f"{folder} has {train} and {test}; training images are looked for in train, test images in test or val",
         f"give the folders those names: {', '.join(moves)}",
     )
 
@@ -208,26 +210,32 @@ def _arrays(root: Path) -> Found:
 
 def _folders(root: Path) -> Found:
     layout = find_images(root)
-    is_imagenet = not (root / "test").is_dir() and all(_WORDNET.fullmatch(name) for name in layout.classes)
+    is_imagenet = layout.folders["test"].name == "val" and all(_WORDNET.fullmatch(name) for name in layout.classes)
     name = "imagenet" if is_imagenet else "image-folder"
     paths = [path for path, _ in layout.samples["train"]]
     sizes = measured(paths)
     balance = {part: datasets.balance(layout.labels(part), layout.classes) for part in layout.samples}
     counts = (len(paths), len(layout.samples["test"]))
-    remarks = (*_unreadable(sizes), *datasets.remarks(balance))
-    return Found(name, root, layout.classes, *counts, None, sizes, remarks=remarks)
+    remarks = (*_unreadable(sizes), *datasets.notes("image-folder", root), *datasets.remarks(balance))
+    if "validation" in layout.samples:
+        held = (
+            f"{len(layout.samples['validation']):,} validation images are those in {layout.folders['validation'].name}"
+        )
+        remarks = (held, *remarks)
+    known = "validation" in layout.samples
+    return Found(name, root, layout.classes, *counts, None, sizes, remarks=remarks, has_validation=known)
 
 
 def _class_folders(folder: Path) -> Found:
     """A folder of class folders that nobody has divided into images to train and to test on."""
-    from torchvision.datasets.folder import is_image_file
-
     files: dict[str, list[str]] = {}
-    loose = 0
+    loose, passed_over = 0, []
     for place, inside, names in os.walk(folder, followlinks=True):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        inside[:] = sorted(name for name in inside if not is_left_behind(name))
         parts = Path(place).relative_to(folder).parts
-        images = [name for name in sorted(names) if is_image_file(name) and not name.startswith(".")]
+        pictures, others = divided(place, names)
+        images = [Path(picture).name for picture in pictures]
+        passed_over += others
         if parts:
             files.setdefault(parts[0], []).extend(str(Path(*parts[1:], name)) for name in images)
         else:
@@ -248,7 +256,7 @@ def _class_folders(folder: Path) -> Found:
             "add images, or take the folder away",
         )
     sizes = measured([str(folder / name / path) for name, found in filled.items() for path in found])
-    remarks = list(_unreadable(sizes))
+    remarks = [*_unreadable(sizes), *named_by_ending(passed_over)]
     if loose:
         remarks.append(f"warning: {loose} images lie in {folder} itself, in no class folder, and are left out")
     if empty := sorted(set(files) - set(filled)):
@@ -415,6 +423,8 @@ def _amount(validation: float) -> int | float:
 
 def _validation(found: Found) -> float:
     """A tenth of a user's own images, where that leaves enough; published sets are trained whole, as in the papers."""
+    if found.has_validation:
+        return 0
     return 0.1 if found.dataset in ("image-folder", "npz") and found.train >= 2_000 else 0
 
 

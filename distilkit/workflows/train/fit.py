@@ -56,7 +56,8 @@ def fit(
             if changes and main:
                 # Not before: a recipe that the checkpoint does not fit must not become the run's.
                 run.change_recipe(recipe, changes, recorded(prepared, data_record(recipe, data)))
-            for remark in datasets.remarks(run.data.balance):
+            where = Path(run.data.root)
+            for remark in (*datasets.notes(run.data.dataset, where), *datasets.remarks(run.data.balance)):
                 observer.note(remark)
             observer.training_started(_plan(run, trainer))
             if main:

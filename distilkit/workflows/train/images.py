@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
-from distilkit.errors import UserError
+from distilkit.errors import SettingError, UserError
 from distilkit.learners.build import placed
 from distilkit.observer import Observer
 from distilkit.recipe import Recipe
@@ -19,6 +19,36 @@ def known_spec(recipe: Recipe) -> datasets.DataSpec:
     data = recipe.data
     with placed(recipe):
         return datasets.spec(data.dataset, Path(data.root), data.image_size, data.channels)
+
+
+def with_validation(recipe: Recipe) -> Recipe:
+    """The recipe of a new training with the validation images that the data's own folders have.
+
+    Raises `SettingError` where it would hold out others besides.
+    """
+    data, root = recipe.data, Path(recipe.data.root)
+    present, _ = datasets.presence(data.dataset, root, download=False)
+    if not present or not datasets.has_validation_folder(data.dataset, root):
+        return recipe
+    if data.validation not in (0, "folder"):
+        with placed(recipe):
+            raise SettingError(
+                "data.validation",
+                f"{data.root} has a folder of validation images, and validation = {data.validation} would hold out "
+                "training images as well",
+                "leave validation out to use the folder, or give the folder another name to do without it",
+            )
+    return recipe.model_copy(update={"data": data.model_copy(update={"validation": "folder"})})
+
+
+def counted(recipe: Recipe) -> dict[str, int]:
+    """How many images each split will have, by the files that are there; empty where only reading them would tell."""
+    counts = datasets.counts(recipe.data.dataset, Path(recipe.data.root))
+    share = recipe.data.validation
+    if share and share != "folder" and "train" in counts:
+        held = share if isinstance(share, int) else round(share * counts["train"])
+        counts = {"train": counts["train"] - held, "validation": held, "test": counts["test"]}
+    return counts
 
 
 def load(

@@ -27,7 +27,7 @@ from distilkit.runs.run import Run
 from distilkit.training import compiled, precision, tracking
 from distilkit.training.processes import from_main
 from distilkit.training.trainer import check_settings
-from distilkit.workflows.train.images import known_spec
+from distilkit.workflows.train.images import known_spec, with_validation
 from distilkit.workflows.train.resolve import Reasons, as_begun, resolve
 from distilkit.workflows.train.teachers import check_teacher, is_there, name_code, open_teacher, resolve_teacher
 
@@ -101,6 +101,8 @@ def prepare(
     if run is not None:
         recipe = as_begun(recipe, run)
     spec = known_spec(recipe) if run is None else run.data.spec()
+    if run is None:
+        recipe = with_validation(recipe)
     if here is not None:
         with placed(recipe):
             tracking.check(recipe, None if run is None else run.path)

@@ -49,6 +49,8 @@ def as_begun(recipe: Recipe, run: Run) -> Recipe:
     data, train = recipe.data, recipe.train
     if data.storage == "auto":
         data = data.model_copy(update={"storage": run.data.storage})
+    if not data.validation and run.recipe.data.validation == "folder":
+        data = data.model_copy(update={"validation": "folder"})
     if train.precision == "auto":
         train = train.model_copy(update={"precision": run.recipe.train.precision})
     if train.threads == "auto":

@@ -23,7 +23,7 @@ from distilkit.training import tracking
 from distilkit.training.processes import from_main, join, lost_ones_named
 from distilkit.workflows.train.describe import decided, described, device_name, recorded
 from distilkit.workflows.train.fit import fit
-from distilkit.workflows.train.images import load, load_again, require_same
+from distilkit.workflows.train.images import counted, load, load_again, require_same
 from distilkit.workflows.train.prepare import prepare
 from distilkit.workflows.train.teachers import resolve_teacher
 
@@ -63,7 +63,8 @@ def dry_run(recipe: Recipe, runs: Path = Path("runs")) -> dict[str, Any]:
             "storage": recipe.data.storage,
             "storage_reason": prepared.reasons.storage,
             "balance": balance,
-            "remarks": datasets.remarks(balance),
+            "images": counted(recipe) if present else {},
+            "remarks": [*(datasets.notes(recipe.data.dataset, root) if present else []), *datasets.remarks(balance)],
         },
         "teacher_missing": prepared.teacher_missing,
         **({"teachers": teachers} if teachers else {}),
