@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distilkit.methods.base import Epochs
 from distilkit.recipe.checking import check
-from distilkit.recipe.faults import Faults, place, placed
+from distilkit.recipe.faults import Faults, key_of, place, placed
 from distilkit.recipe.layers import Layer, Place, find, lay, overlay, override_place, paths, read_chain
 from distilkit.recipe.sections import (
     AdamWSection,
     ConstantSection,
     CosineSection,
     DataSection,
-    Epochs,
     GroupSection,
     Milestone,
     ModelSection,
@@ -37,7 +37,7 @@ from distilkit.recipe.sections import (
 )
 from distilkit.recipe.toml_lines import Key, key_lines
 from distilkit.recipe.tracker_options import typed_by_the_user
-from distilkit.recipe.wording import describe
+from distilkit.recipe.wording import describe, must_be
 from distilkit.shipped import builtin, named_in
 
 __all__ = [
@@ -63,8 +63,10 @@ __all__ = [
     "builtin",
     "describe",
     "key_lines",
+    "key_of",
     "load",
     "load_of_a_run",
+    "must_be",
     "named_in",
     "place",
     "placed",

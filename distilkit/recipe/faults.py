@@ -169,7 +169,7 @@ def placed(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        key = key_of(error.key)
+        key = key_of(error.setting)
         if key == "model.architecture" and isinstance(recipe.group.students, tuple):
             key = "group.students"  # where each student has its own
         fault = Fault(place(recipe, key), key, error.problem, error.hint)

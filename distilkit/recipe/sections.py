@@ -23,15 +23,13 @@ from distilkit.data import datasets
 from distilkit.data.decoding import MOST_WORKERS
 from distilkit.errors import UserError
 from distilkit.groups.outputs import GroupKind
-from distilkit.methods.base import MethodOptions
+from distilkit.methods.base import Epochs, MethodOptions
 from distilkit.models import external, registry
 from distilkit.models.registry import Norm
 from distilkit.recipe.toml_lines import dotted
 from distilkit.recipe.tracker_options import withheld
 from distilkit.recipe.wording import Choice, Refused, Wording
 
-# A count of epochs, or a fraction of the run: see `resolve_epochs`.
-Epochs = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
 Milestone = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[
     str,
