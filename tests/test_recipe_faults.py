@@ -67,7 +67,7 @@ def test_a_list_of_thousands_of_names_is_one_fault_and_none_is_looked_up() -> No
 
 
 def test_every_unknown_architecture_of_a_list_is_a_fault_with_the_nearest_name() -> None:
-    error = refused(BASE + '[group]\nstudents = ["resnett8", "resnet2o", "resnett8"]\n')
+    error = refused(BASE + '[group]\nstudents = ["resnett8", "resnet_20", "resnett8"]\n')
     hints = [fault.hint for fault in error.faults if fault.key == "group.students"]
     assert hints == ["did you mean 'resnet8'?", "did you mean 'resnet20'?"]
 

@@ -58,8 +58,12 @@ class Faults:
         unknown = dict.fromkeys(key for key, details in by_key.items() if details[0]["type"] == "extra_forbidden")
         # What an unknown section or key was probably meant to be: that it is missing is then no second fault.
         meant = {match for key in islice(unknown, LISTED) if (match := self._unknown(key, settings)[2])}
-        if ("group", "students") in by_key:
+        wrong = set(by_key)
+        if ("group", "students") in wrong:
             meant.add(("model", "architecture"))  # which a list of architectures may stand for
+            students, model = settings["group"]["students"], settings["model"]
+            if isinstance(students, tuple) and isinstance(model, dict) and model.get("architecture") in students:
+                by_key.pop(("model", "architecture"), None)
         for key, details in by_key.items():
             own = {str(text): text for each in details if (text := each.get("ctx", {}).get("error")) is not None}
             if key in unknown:
@@ -72,7 +76,7 @@ class Faults:
                 self._later(key, partial(self._wrong, key, kinds, settings))
             elif not {key, key[:1]} & meant:
                 self._later(key, partial(self._missing, key, settings))
-        return set(by_key)
+        return wrong
 
     def refuse(self) -> None:
         """Raise `UserError` with the faults in the order of reading, if there are any."""
