@@ -62,14 +62,15 @@ class UserError(Exception):
 
 
 class SettingError(UserError):
-    """A recipe's setting that only shows itself as wrong while something is built; `key` names it, dotted.
+    """A setting that only shows itself as wrong while something is built.
 
-    Whoever holds the recipe turns it into a `Fault` with its place.
+    `setting`: the argument, by its own name ("split_at"); what holds the recipe may say the key, dotted.
+    `recipe.placed` alone turns it into a `Fault` of the recipe, with its key and place.
     """
 
-    def __init__(self, key: str, problem: str, hint: str | None = None) -> None:
+    def __init__(self, setting: str, problem: str, hint: str | None = None) -> None:
         super().__init__(problem, hint)
-        self.key = key
+        self.setting = setting
 
 
 def require_plain_file(path: str | os.PathLike[str], most_bytes: int | None = None) -> None:

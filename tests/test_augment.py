@@ -193,7 +193,7 @@ def test_the_whole_image_is_taken_where_ten_tries_fail():
 def test_an_unknown_augmentation_is_a_setting_at_fault():
     with pytest.raises(SettingError, match="crop_flip") as caught:
         resident(make_split(), "crop_flip")
-    assert caught.value.key == "data.augment"
+    assert caught.value.setting == "augment"
     assert caught.value.hint == "did you mean 'crop-flip'?"
 
 

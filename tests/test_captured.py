@@ -173,7 +173,7 @@ def test_where_a_step_cannot_be_a_graph_the_setting_is_named(
     recipe = load("quickstart", ["train.cuda_graph=true", *settings])
     with pytest.raises(SettingError, match=said) as caught:
         check_settings(recipe, 1297, torch.device(device), processes)
-    assert caught.value.key == "train.cuda_graph"
+    assert caught.value.setting == "train.cuda_graph"
 
 
 COMPILED = {

@@ -57,7 +57,7 @@ def test_a_spec_needs_no_files(name, tmp_path):
 def test_an_unknown_data_set_is_a_setting_at_fault():
     with pytest.raises(SettingError, match="cifar10, cifar100, digits, image-folder") as caught:
         datasets.spec("cifar-100", HERE)
-    assert caught.value.key == "data.dataset"
+    assert caught.value.setting == "dataset"
     assert caught.value.hint == "did you mean 'cifar100'?"
 
 
@@ -66,7 +66,7 @@ def test_another_size_than_a_sets_own_is_a_setting_at_fault(name, size):
     assert datasets.spec(name, HERE, image_size=size).size == size
     with pytest.raises(SettingError, match=f"{size} x {size}") as caught:
         datasets.spec(name, HERE, image_size=64)
-    assert caught.value.key == "data.image_size"
+    assert caught.value.setting == "image_size"
 
 
 def test_a_split_that_does_not_exist_is_our_own_fault():
@@ -195,7 +195,7 @@ def test_every_image_is_held_out_equally_often():
 def test_a_validation_split_that_makes_no_sense_is_a_setting_at_fault(validation):
     with pytest.raises(SettingError, match=str(validation)) as caught:
         datasets.load("digits", HERE, download=False, validation=validation)
-    assert caught.value.key == "data.validation"
+    assert caught.value.setting == "validation"
     assert "1295" in caught.value.hint
 
 
@@ -641,4 +641,4 @@ def test_a_folder_without_any_image_is_named(folder):
 def test_an_image_size_of_nothing_is_a_setting_at_fault(folder):
     with pytest.raises(SettingError) as caught:
         datasets.spec("image-folder", folder, image_size=0)
-    assert caught.value.key == "data.image_size"
+    assert caught.value.setting == "image_size"

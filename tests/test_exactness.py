@@ -369,7 +369,7 @@ def test_what_cannot_be_trained_here_names_the_setting(
 ) -> None:
     with pytest.raises(SettingError) as error:
         check_settings(tiny("method.name=baseline", *settings), images, CPU, processes)
-    assert error.value.key == key
+    assert error.value.setting == key
     assert words in error.value.problem
     assert error.value.hint
 

@@ -209,7 +209,7 @@ def test_networks_of_every_family_are_cut_grown_trained_and_joined(name, size):
 def test_smaller_images_than_the_smallest_are_refused_in_words(name, size):
     with pytest.raises(SettingError, match=f"cannot take images of {size - 1}x{size - 1} pixels") as caught:
         group_of(f"torchvision:{name}", size - 1, MEMBERS[:1])
-    assert caught.value.key == "model.architecture"
+    assert caught.value.setting == "architecture"
 
 
 def test_every_image_classifier_of_torchvision_is_accounted_for():
@@ -356,7 +356,7 @@ def test_multiply_adds_of_modules_include_attention():
 def test_an_unknown_name_is_refused_with_the_nearest(use, name, problem, hint):
     with pytest.raises(SettingError) as caught:
         use(name)
-    assert caught.value.key == "model.architecture"
+    assert caught.value.setting == "architecture"
     assert problem in caught.value.problem
     assert hint in caught.value.hint if hint else caught.value.hint is None
 
@@ -396,7 +396,7 @@ def test_a_missing_timm_is_said_to_be_an_extra():
 def test_no_form_without_batch_norm():
     with pytest.raises(SettingError, match="no form without batch norm") as caught:
         registry.create("torchvision:resnet18", 10, 3, "none")
-    assert caught.value.key == "model.norm"
+    assert caught.value.setting == "norm"
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "googlenet"])
@@ -511,7 +511,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_changed(published, tmp_path)
     before = {key: value.clone() for key, value in group.state_dict().items()}
     with pytest.raises(SettingError) as caught:
         start_from(group, tmp_path / "other.safetensors")
-    assert caught.value.key == "model.pretrained"
+    assert caught.value.setting == "model.pretrained"
     for fault in (
         "missing conv5.0.weight",
         "unexpected surplus",

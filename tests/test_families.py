@@ -280,7 +280,7 @@ def test_images_too_small_for_an_architecture_are_refused_with_their_size(name: 
             std=(0.5,),
             seed=0,
         )
-    assert refusal.value.key == "model.architecture"
+    assert refusal.value.setting == "architecture"
     assert f"{name} cannot take images of {size}x{size} pixels with 1 channels" in refusal.value.problem
 
 

@@ -371,15 +371,15 @@ def test_the_trunks_channels_are_found_in_tokens(architecture):
 @pytest.mark.parametrize(
     ("changes", "key", "problem"),
     [
-        ({"architecture": "resnet9"}, "model.architecture", "no architecture 'resnet9'"),
-        ({"split_at": "layer4"}, "group.split_at", "cannot be cut at 'layer4'"),
-        ({"kind": "networks", "split_at": "layer3"}, "group.split_at", "whole networks are not split"),
+        ({"architecture": "resnet9"}, "architecture", "no architecture 'resnet9'"),
+        ({"split_at": "layer4"}, "split_at", "cannot be cut at 'layer4'"),
+        ({"kind": "networks", "split_at": "layer3"}, "split_at", "whole networks are not split"),
     ],
 )
 def test_a_group_that_cannot_be_built_names_the_setting(changes, key, problem):
     with pytest.raises(SettingError) as refusal:
         build(**changes)
-    assert refusal.value.key == key
+    assert refusal.value.setting == key
     assert problem in refusal.value.problem
     assert refusal.value.hint
 
@@ -410,7 +410,7 @@ def test_an_architecture_that_does_not_suit_names_the_setting(architecture, netw
     for kind in ("branches", "networks"):
         with pytest.raises(SettingError) as refusal:
             build(kind, architecture="unsuited")
-        assert refusal.value.key == "model.architecture"
+        assert refusal.value.setting == "architecture"
         assert problem in refusal.value.problem
 
 
@@ -436,7 +436,7 @@ def test_a_cut_where_no_tensor_crosses_names_the_setting(architecture):
     architecture(paired, "3")
     with pytest.raises(SettingError, match="not a tensor") as refusal:
         build(architecture="paired")
-    assert refusal.value.key == "group.split_at"
+    assert refusal.value.setting == "split_at"
     assert build(architecture="paired", split_at="2").shape.trunk_channels == 4
 
 

@@ -147,7 +147,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_one():
     for use in (lambda: registry.create("resnet_32", 10), lambda: registry.default_split("resnet_32")):
         with pytest.raises(SettingError) as refusal:
             use()
-        assert refusal.value.key == "model.architecture"
+        assert refusal.value.setting == "architecture"
         assert "'resnet_32'" in refusal.value.problem
         assert "resnet110_bottleneck12" in refusal.value.problem
         assert "did you mean 'resnet32'?" in refusal.value.hint

@@ -74,7 +74,7 @@ def test_images_that_are_no_squares_of_the_size_are_brought_to_it(tmp_path: Path
     np.savez(tmp_path / "set.npz", **given)
     with pytest.raises(SettingError, match="12 x 20 pixels") as caught:
         datasets.spec("npz", tmp_path)
-    assert caught.value.key == "data.image_size"
+    assert caught.value.setting == "image_size"
     assert "image_size = 12" in str(caught.value.hint)
     data = load(tmp_path, image_size=12)
     assert np.array_equal(data.splits["train"].images[0].permute(1, 2, 0).numpy(), given["x_train"][0][:, 4:16])

@@ -302,7 +302,7 @@ class Shared(nn.Module):
 def refusal(backbone, split_at):
     with pytest.raises(SettingError) as caught:
         split.cut(backbone, split_at)
-    assert caught.value.key == "group.split_at"
+    assert caught.value.setting == "split_at"
     assert repr(split_at) in caught.value.problem
     assert caught.value.hint
     return caught.value
@@ -372,7 +372,7 @@ def test_a_network_that_cannot_be_taken_apart_is_refused_with_the_reason(backbon
     for use in (split.whole, split.cut_points, lambda network: split.cut(network, "0")):
         with pytest.raises(SettingError) as caught:
             use(backbone)
-        assert caught.value.key == "model.architecture"
+        assert caught.value.setting == "architecture"
         assert reason in caught.value.problem
         assert "\n" not in caught.value.problem
     assert [module.training for module in backbone.modules()] == modes

@@ -336,7 +336,7 @@ def test_pixels_are_resident_where_they_take_up_to_half_of_the_free_memory(monke
     assert storages.choose("stream", spec_of(1), "none", CPU, 1)[0] == "stream"
     with pytest.raises(SettingError, match=r"0\.24 GB of 0\.24 GB free memory") as caught:
         storages.choose("resident", spec_of(8001), "none", CPU, 1)
-    assert caught.value.key == "data.storage"
+    assert caught.value.setting == "storage"
     assert "stream" in str(caught.value.hint)
     monkeypatch.setattr(storages, "free_memory", lambda: None)
     assert storages.choose("auto", spec_of(10**9), "none", CPU, 1)[0] == "resident"

@@ -129,4 +129,4 @@ def test_a_missing_file_is_downloaded(files: Files, monkeypatch: pytest.MonkeyPa
 def test_its_images_have_one_form(files: Files, option: str, value: int) -> None:
     with pytest.raises(SettingError) as caught:
         files.load(**{option: value})
-    assert caught.value.key == f"data.{option}"
+    assert caught.value.setting == option

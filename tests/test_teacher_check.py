@@ -46,7 +46,7 @@ def test_a_teacher_that_is_read_rightly_teaches(network: nn.Module) -> None:
 def test_wrong_constants_are_refused_with_the_right_ones(network: nn.Module) -> None:
     error = refusal(Classifier(Normalize(*DATA), network))  # type: ignore[arg-type]
     assert error is not None
-    assert error.key == "teacher.weights"
+    assert error.setting == "teacher.weights"
     assert "with ImageNet's constants: its weights are read wrongly" in error.problem
     assert error.hint is not None
     assert error.hint.startswith(

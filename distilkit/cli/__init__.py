@@ -227,8 +227,10 @@ def _status(arguments: Sequence[str]) -> int:
         if hasattr(error, "format_message"):  # Click's errors, wherever this version of Typer keeps Click.
             context = getattr(error, "ctx", None)
             path = context.command_path if context else "distilkit"
-            usage = context.get_usage() if context else ""
-            console.report_usage_error(error.format_message(), usage, f"{path} --help lists what there is", as_json)
+            # Some versions of Typer put pydantic's words in front of the message, and brackets around our own.
+            usage = re.sub(r"\[(\[[^\[\]]+\])(\.\.\.)?\]", r"\1", context.get_usage()) if context else ""
+            message = error.format_message().replace("Value error, ", "")
+            console.report_usage_error(message, usage, f"{path} --help lists what there is", as_json)
             return 2
         signum = getattr(error, "signum", None)
         if signum is not None:  # training.interrupt.Interrupted

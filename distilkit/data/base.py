@@ -171,13 +171,13 @@ def require_size(name: str, size: int, image_size: int | None, own_channels: int
     """Raise `SettingError` where a recipe asks a data set of one fixed form for another."""
     if image_size not in (None, size):
         raise SettingError(
-            "data.image_size",
+            "image_size",
             f"the images of {name} are {size} x {size} pixels; image_size = {image_size} cannot be had",
             f"leave image_size out, or write {size}",
         )
     if channels not in (None, own_channels):
         raise SettingError(
-            "data.channels",
+            "channels",
             f"the images of {name} have {own_channels} channel{'s' * (own_channels > 1)}; {channels} cannot be had",
             "leave channels out",
         )

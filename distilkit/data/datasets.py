@@ -95,7 +95,7 @@ def load(
     known from before, and not computed again. `prepare`: with False nothing is downloaded or unpacked, whatever
     `download` says, and nothing is written to `root`.
 
-    Raises `SettingError` ("data.dataset", "data.image_size", "data.channels", "data.validation", "data.storage") and
+    Raises `SettingError` ("dataset", "image_size", "channels", "validation", "storage") and
     `UserError` where files are missing or cannot be read.
     """
     if unknown := set(splits) - set(SPLITS):
@@ -106,7 +106,7 @@ def load(
     if own_folder:
         users["train"] = {"train"}
         if "validation" not in source.parts(root):
-            raise SettingError("data.validation", f"{root} has no folder of validation images", "write a share, as 0.1")
+            raise SettingError("validation", f"{root} has no folder of validation images", "write a share, as 0.1")
     parts = [part for part, of_part in users.items() if of_part & set(splits)]
     if prepare:
         source.prepare(root, parts, download=download)
@@ -156,7 +156,7 @@ def _place(root: Path) -> Path:
     try:
         return expanded(root)
     except UserError as error:
-        raise SettingError("data.root", error.problem, error.hint) from error
+        raise SettingError("root", error.problem, error.hint) from error
 
 
 def expanded(path: Path) -> Path:
@@ -325,7 +325,7 @@ def _source(name: str) -> Source:
     known = sources()
     if name not in known:
         raise SettingError(
-            "data.dataset",
+            "dataset",
             f"there is no data set {name!r}; there are {', '.join(known)}",
             did_you_mean(name, known),
         )
@@ -334,7 +334,7 @@ def _source(name: str) -> Source:
 
 def _validation_error(problem: str, count: int) -> SettingError:
     return SettingError(
-        "data.validation", problem, f"write a number of images up to {max(count - 2, 0)}, or a fraction such as 0.1"
+        "validation", problem, f"write a number of images up to {max(count - 2, 0)}, or a fraction such as 0.1"
     )
 
 
@@ -346,11 +346,11 @@ def _in_memory(source: Source, root: Path, described: DataSpec, parts: Collectio
     if isinstance(source, ImageFolder | ImageNet):
         hint += ', or storage = "stream" under [data], which leaves them in their files'
     if free is not None and need > free:
-        raise SettingError("data.storage", f"{problem}, more than the {free / 1e9:.1f} GB of free memory", hint)
+        raise SettingError("storage", f"{problem}, more than the {free / 1e9:.1f} GB of free memory", hint)
     try:
         return source.read(root, described, parts)
     except MemoryError as error:
-        raise SettingError("data.storage", f"{problem}, more than the memory gives", hint) from error
+        raise SettingError("storage", f"{problem}, more than the memory gives", hint) from error
 
 
 def _images(each: Pixels | Pictures, workers: int | None) -> Images:

@@ -102,7 +102,7 @@ def checked_size(image_size: int | None, default: int) -> int:
     """Give the size, `default` for None. Raises `SettingError` where it is none."""
     size = default if image_size is None else image_size
     if size < 1:
-        raise SettingError("data.image_size", f"image_size = {size} is not a number of pixels", "write 32, or 224")
+        raise SettingError("image_size", f"image_size = {size} is not a number of pixels", "write 32, or 224")
     return size
 
 

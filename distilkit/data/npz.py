@@ -65,7 +65,7 @@ class Npz(Plain):
         height, width = file.headers[file.images["train"]].shape[1:3]
         if image_size is None and height != width:
             raise SettingError(
-                "data.image_size",
+                "image_size",
                 f"the images in {file.path} are {height} x {width} pixels, and networks take squares",
                 f"write image_size = {min(height, width)}: of every image its central square",
             )

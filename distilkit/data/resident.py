@@ -33,10 +33,10 @@ def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
 
 
 def check_augment(augment: str) -> None:
-    """Raise `SettingError` ("data.augment") for an unknown augmentation."""
+    """Raise `SettingError` ("augment") for an unknown augmentation."""
     if augment not in augmentation.names():
         raise SettingError(
-            "data.augment",
+            "augment",
             f"there is no augmentation {augment!r}; there are {', '.join(augmentation.names())}",
             did_you_mean(augment, augmentation.names()),
         )
@@ -64,7 +64,7 @@ class TrainingImages(TrainingSource):
     `augment`: one of `augment.names()`. The split's own images are never written to. "crop" and "crop-flip" keep
     framed copies of the images (see `augment.padded`) so that a batch is one gather.
 
-    Raises `SettingError` ("data.augment") for an unknown augmentation.
+    Raises `SettingError` ("augment") for an unknown augmentation.
     """
 
     def __init__(self, split: Split, *, augment: str, seed: int, device: torch.device) -> None:

@@ -33,7 +33,7 @@ def choose(wanted: Storage, spec: DataSpec, augment: str, device: torch.device, 
 
     "auto" is resident where the pixels of all `processes` of this machine take at most `SHARE` of the free memory, the
     host's and the device's; on a CPU both are one. What is free is unknown on some systems: then it is resident.
-    Raises `SettingError` ("data.storage") where "resident" is asked for and is more than all there is.
+    Raises `SettingError` ("storage") where "resident" is asked for and is more than all there is.
     """
     read, held = pixel_bytes(spec, augment)
     # On a CPU only framed images are held a second time.
@@ -45,7 +45,7 @@ def choose(wanted: Storage, spec: DataSpec, augment: str, device: torch.device, 
     known = [(need, free) for _, need, free in needs if free is not None]
     if wanted == "resident" and any(need > free for need, free in known):
         raise SettingError(
-            "data.storage",
+            "storage",
             f"the pixels of {spec.name} do not fit: they would take {sizes}",
             'write storage = "stream", or a smaller image_size',
         )

@@ -36,7 +36,7 @@ class StreamingImages(TrainingSource):
     Gives the batches of `resident.TrainingImages`, see the head of this module. What `upcoming` announces is decoded
     ahead, once for each step whatever `batch` then asks of it; the rest is decoded when it is asked for.
 
-    Raises `SettingError` ("data.augment") for an unknown augmentation.
+    Raises `SettingError` ("augment") for an unknown augmentation.
     """
 
     def __init__(self, split: Split, *, augment: str, seed: int, device: torch.device) -> None:

@@ -13,7 +13,6 @@ from distilkit.groups.normalize import Normalize
 from distilkit.groups.outputs import GroupKind, GroupShape
 from distilkit.groups.verify import (
     PROBE_IMAGES,
-    blamed_on,
     check_fresh,
     check_reference,
     compare,
@@ -52,9 +51,9 @@ def build_group(
     Before it is handed out every member is compared with a stock network that is loaded with its weights: the same
     names, the same logits to the last bit and the same updates of buffers, in both modes.
 
-    Raises `SettingError` on "model.architecture" (on "group.students" where each student has its own) if there is no
-    such architecture, if it cannot be taken apart or if it cannot take images of this size; on "group.split_at" if it
-    cannot be cut there; `RuntimeError` if that comparison fails, which is a fault of ours.
+    Raises `SettingError` on "architecture" if there is no such architecture, if it cannot be taken apart or if it
+    cannot take images of this size; on "split_at" if it cannot be cut there; `RuntimeError` if that comparison fails,
+    which is a fault of ours.
     """
     if not members or len(set(members)) != len(members):
         raise ValueError(f"members need names of their own, not {list(members)}")
@@ -62,34 +61,30 @@ def build_group(
         raise ValueError(f"{len(mean)} means for {channels} channels")
     if kind == "networks" and split_at is not None:
         raise SettingError(
-            "group.split_at", f"whole networks are not split, at {split_at!r} or elsewhere", 'leave out "split_at"'
+            "split_at", f"whole networks are not split, at {split_at!r} or elsewhere", 'leave out "split_at"'
         )
     architectures = [architecture] * len(members) if isinstance(architecture, str) else list(architecture)
     if len(architectures) != len(members):
         raise ValueError(f"{len(architectures)} architectures for {len(members)} members")
     if kind == "branches" and len(set(architectures)) > 1:
         raise SettingError(
-            "group.kind",
+            "kind",
             f"students that share a trunk have one architecture, not {', '.join(dict.fromkeys(architectures))}",
             'set group.kind = "networks"',
         )
-    named = "model.architecture" if isinstance(architecture, str) else "group.students"
-    with blamed_on(named):
-        backbones = []
-        for index, each in enumerate(architectures):
-            with seeded(seed, "init", index):
-                backbones.append(registry.create(each, num_classes, channels, norm))
-        stocks = {}
-        for each in dict.fromkeys(architectures):
-            with seeded(seed, "stock"):
-                stocks[each] = registry.create(each, num_classes, channels, norm)
-        check_fresh([*zip(architectures, backbones, strict=True), *stocks.items()])
+    backbones = []
+    for index, each in enumerate(architectures):
+        with seeded(seed, "init", index):
+            backbones.append(registry.create(each, num_classes, channels, norm))
+    stocks = {}
+    for each in dict.fromkeys(architectures):
+        with seeded(seed, "stock"):
+            stocks[each] = registry.create(each, num_classes, channels, norm)
+    check_fresh([*zip(architectures, backbones, strict=True), *stocks.items()])
     normalize = Normalize(mean, std)
     probe = torch.rand(PROBE_IMAGES, channels, size, size, generator=generator(seed, "probe"))
     default = registry.default_split(architectures[0]) if kind == "branches" else None
-    return _assembled(
-        kind, members, architectures, backbones, stocks, split_at, default, normalize, probe, num_classes, named
-    )
+    return _assembled(kind, members, architectures, backbones, stocks, split_at, default, normalize, probe, num_classes)
 
 
 def branch_group(
@@ -133,7 +128,6 @@ def branch_group(
         normalize,
         probe,
         classes,
-        "network",
     )
     assert isinstance(group, BranchGroup)
     return group
@@ -163,9 +157,7 @@ def network_group(
     if len(set(classes.values())) > 1:
         told = ", ".join(f"{what} {count}" for what, count in classes.items())
         raise UserError(f"the networks tell apart different numbers of classes: {told}", "they must have one in common")
-    group = _assembled(
-        "networks", names, whats, backbones, stocks, None, None, normalize, probe, classes[whats[0]], "networks"
-    )
+    group = _assembled("networks", names, whats, backbones, stocks, None, None, normalize, probe, classes[whats[0]])
     assert isinstance(group, NetworkGroup)
     return group
 
@@ -246,25 +238,21 @@ def _assembled(
     normalize: Normalize,
     probe: Tensor,
     num_classes: int,
-    named: str,
 ) -> Group:
     """Take backbones apart and join them to a group that has been compared with stock networks.
 
     `architectures`: of every member; `stocks`: a network of each. `default`: where the architecture is cut if
-    `split_at` does not say; None looks for a place. `probe`: images to compare on. `named`: the setting at fault where
-    an architecture is.
+    `split_at` does not say; None looks for a place. `probe`: images to compare on.
     """
     normalized = normalize(probe)
-    with blamed_on(named):
-        for each, stock in stocks.items():
-            check_reference(stock, each, normalized, num_classes)
+    for each, stock in stocks.items():
+        check_reference(stock, each, normalized, num_classes)
     if kind == "networks":
-        with blamed_on(named):
-            networks = {name: split.whole(backbone) for name, backbone in zip(members, backbones, strict=True)}
-            widths = {
-                each: feature_width(each, networks[name], normalized)
-                for name, each in zip(members, architectures, strict=True)
-            }
+        networks = {name: split.whole(backbone) for name, backbone in zip(members, backbones, strict=True)}
+        widths = {
+            each: feature_width(each, networks[name], normalized)
+            for name, each in zip(members, architectures, strict=True)
+        }
         shape = GroupShape(kind, tuple(members), None, tuple(widths[each] for each in architectures), num_classes)
         group: Group = NetworkGroup(networks, normalize, shape, architectures=architectures)
     else:
@@ -279,7 +267,7 @@ def _assembled(
             crossing = trunk.eval()(normalized)
         if not isinstance(crossing, Tensor) or crossing.dim() < 2 or not crossing.is_floating_point():
             raise SettingError(
-                "group.split_at",
+                "split_at",
                 f"{architecture} cannot be cut at {split_at!r}: what crosses there is not a tensor of features",
                 f"cut it at its default, {default!r}" if default else 'leave "split_at" out',
             )

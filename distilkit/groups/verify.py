@@ -15,17 +15,6 @@ from distilkit.randomness import seeded
 PROBE_IMAGES = 2  # the fewest that batch norm can train on where maps have shrunk to one pixel
 
 
-@contextmanager
-def blamed_on(key: str) -> Iterator[None]:
-    """Blame `key` for what is wrong with an architecture: each student's own stands in a list of students."""
-    try:
-        yield
-    except SettingError as error:
-        if error.key != "model.architecture":
-            raise
-        raise SettingError(key, error.problem, error.hint) from error
-
-
 def check_fresh(networks: Iterable[tuple[str, nn.Module]]) -> None:
     """Tell the user if a builder gives a network, or a part of one, that it has given before."""
     seen: set[int] = set()
@@ -33,7 +22,7 @@ def check_fresh(networks: Iterable[tuple[str, nn.Module]]) -> None:
         tensors = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
         if not seen.isdisjoint(tensors):
             raise SettingError(
-                "model.architecture",
+                "architecture",
                 f"{architecture} is built of the same parameters again, where every student needs its own",
                 "its builder must make a new network whenever it is called",
             )
@@ -51,14 +40,14 @@ def check_reference(stock: nn.Module, architecture: str, normalized: Tensor, num
             # Any kind of exception: each architecture has its own way to say that images are too small for it.
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise SettingError(
-                "model.architecture",
+                "architecture",
                 f"{architecture} cannot take images of {size} pixels with {normalized.shape[1]} channels: {reason}",
                 "choose an architecture for images of this size, or another size of image",
             ) from error
         if not isinstance(logits, Tensor) or logits.shape != (PROBE_IMAGES, num_classes):
             what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise SettingError(
-                "model.architecture",
+                "architecture",
                 f"{architecture} gives {what} for {PROBE_IMAGES} images, and not one logit for each of {num_classes} "
                 "classes",
                 "choose a classifier without auxiliary outputs",
@@ -71,7 +60,7 @@ def feature_width(architecture: str, part: split.Part, x: Tensor) -> int:
         _, features = part.eval()(x)
     if features.dim() != 2:
         raise SettingError(
-            "model.architecture",
+            "architecture",
             f"the input of {architecture}'s last linear layer is {features.dim()}-dimensional, where a vector for each "
             "image is needed",
             "choose an architecture that pools before its classifier",

@@ -1,28 +1,13 @@
 """From a recipe and the shape of its data to a learner."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from distilkit import methods
 from distilkit.data.datasets import DataSpec
-from distilkit.errors import Fault, SettingError, UserError
 from distilkit.groups.build import build_group
 from distilkit.learners.learner import Learner
 from distilkit.models.outline import outline, require_room
 from distilkit.randomness import seeded
-from distilkit.recipe import Recipe, place
+from distilkit.recipe import Recipe, placed
 from distilkit.threads import threads
-
-
-@contextmanager
-def placed(recipe: Recipe) -> Iterator[None]:
-    """Turn a setting that showed itself as wrong inside the block into a fault with its place in the recipe."""
-    try:
-        yield
-    except SettingError as error:
-        where = place(recipe, error.key)
-        fault = Fault(where, error.key, error.problem, error.hint)
-        raise UserError(f"{recipe.name}: a setting of the recipe cannot be used", faults=[fault]) from error
 
 
 def build_learner(recipe: Recipe, spec: DataSpec) -> Learner:

@@ -5,14 +5,17 @@ Shape suffixes: S students, B images, C classes, D features before the classifie
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from distilkit.groups.outputs import GroupKind, GroupOutput, GroupShape
 
-__all__ = ["GroupKind", "GroupOutput", "GroupShape", "Method", "MethodLosses", "MethodOptions"]
+__all__ = ["DistillationOptions", "GroupKind", "GroupOutput", "GroupShape", "Method", "MethodLosses", "MethodOptions"]
+
+# A count of epochs, or a fraction of the run: see `recipe.resolve_epochs`.
+Epochs = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
 
 
 class MethodLosses(NamedTuple):
@@ -37,14 +40,34 @@ class MethodOptions(BaseModel):
     needs_teacher: ClassVar[bool] = False
 
     def faults(self, kind: GroupKind, students: int) -> Iterator[tuple[str, str, str | None]]:
-        """Combinations that this method cannot do, beyond the class's limits: (dotted key, problem, hint)."""
+        """Combinations that this method cannot do, beyond the class's limits: (setting, problem, hint).
+
+        The setting is "kind", "students", or an option of the method's own.
+        """
         return iter(())
+
+
+RampupEpochs = Annotated[
+    Epochs,
+    Field(
+        description="Epochs, or a fraction of the run, over which the distillation gains its full weight; 0 gives it "
+        "from the start."
+    ),
+]
+
+
+class DistillationOptions(MethodOptions):
+    """The keys of a method whose students learn from softened predictions, with a weight that rises at first."""
+
+    temperature: Annotated[float, Field(gt=0, description="Divides the logits of target and student.")] = 3.0
+    rampup_epochs: RampupEpochs = 80 / 300  # as in the code of ONE and of OKDDip
 
 
 class Method(nn.Module, ABC):
     """The loss over a group's outputs, with its own learnable parts and its own ensemble.
 
-    It holds no clock: the ramp-up weight of its distillation terms is handed in.
+    It holds no clock: the ramp-up weight of its distillation terms is handed in. `label_smoothing` is the recipe's
+    `train.label_smoothing`, for `losses.cross_entropy`.
     """
 
     ensemble_name: str | None = None
@@ -53,9 +76,9 @@ class Method(nn.Module, ABC):
     ensemble_is_learned: bool = False
     """Whether the ensemble needs the method's own parameters, which then are deployed with it."""
 
-    @abstractmethod
     def __init__(self, options: Any, shape: GroupShape, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        self.label_smoothing = label_smoothing
 
     @staticmethod
     def member_names(options: Any, students: int) -> tuple[str, ...]:

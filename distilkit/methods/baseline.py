@@ -39,7 +39,6 @@ class Independent(Method):
 
     def __init__(self, options: MethodOptions, shape: GroupShape, label_smoothing: float = 0.0) -> None:
         super().__init__(options, shape, label_smoothing)
-        self.label_smoothing = label_smoothing
         self.ensemble_name = "mean_of_logits" if len(shape.members) > 1 else None
 
     def forward(self, outputs: GroupOutput, labels_B: Tensor, ramp: float | Tensor) -> MethodLosses:

@@ -15,19 +15,14 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
+from distilkit.methods.base import DistillationOptions, GroupKind, GroupOutput, GroupShape, Method, MethodLosses
 from distilkit.methods.losses import cross_entropy, distillation, leave_one_out_mean
 from distilkit.methods.registry import register
 
 
-class ClIlrOptions(MethodOptions):
+class ClIlrOptions(DistillationOptions):
     """`cl-ilr`: branches that learn from the mean of the others; the trunk's gradient is rescaled."""
 
-    temperature: Annotated[float, Field(gt=0, description="Divides the logits of target and student.")] = 3.0
-    rampup_epochs: Annotated[
-        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)],
-        Field(description="Until when the weight of the distillation rises: epochs, or a fraction of the run."),
-    ] = 80 / 300
     label_weight: Annotated[float, Field(ge=0, description="Weight of the cross-entropy; the original has 0.5.")] = 1.0
     distillation_weight: Annotated[float, Field(ge=0, description="Weight of the KL; the original has 0.5.")] = 1.0
     detach_target: Annotated[bool, Field(description="Whether targets are constants.")] = False
@@ -40,7 +35,7 @@ class ClIlrOptions(MethodOptions):
         """Something must be learned from."""
         if not (self.label_weight or self.distillation_weight):
             yield (
-                "method.label_weight",
+                "label_weight",
                 "label_weight and distillation_weight are both 0, so that nothing is learned",
                 "leave label_weight out",
             )
@@ -55,7 +50,6 @@ class ClIlr(Method):
     def __init__(self, options: ClIlrOptions, shape: GroupShape, label_smoothing: float = 0.0) -> None:
         super().__init__(options, shape, label_smoothing)
         self.options = options
-        self.label_smoothing = label_smoothing
 
     def forward(self, outputs: GroupOutput, labels_B: Tensor, ramp: float | Tensor) -> MethodLosses:
         """The sum above for one batch; `ramp` is w. Terms are unweighted, in nats. Rescales the trunk's gradient."""

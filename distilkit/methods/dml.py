@@ -15,19 +15,23 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
+from distilkit.methods.base import (
+    DistillationOptions,
+    GroupKind,
+    GroupOutput,
+    GroupShape,
+    Method,
+    MethodLosses,
+    RampupEpochs,
+)
 from distilkit.methods.losses import cross_entropy, distillation, leave_one_out_mean
 from distilkit.methods.registry import register
 
 
-class DmlOptions(MethodOptions):
+class DmlOptions(DistillationOptions):
     """`dml`: students that teach one another."""
 
-    temperature: Annotated[float, Field(gt=0, description="Divides the logits of target and student.")] = 3.0
-    rampup_epochs: Annotated[
-        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)],
-        Field(description="Until when the weight of the distillation rises: epochs, or a fraction of the run."),
-    ] = 0
+    rampup_epochs: RampupEpochs = 0
     target: Annotated[
         Literal["pairwise", "leave-one-out-mean"],
         Field(description="Learn from each other student, or from the mean of all others' logits."),
@@ -48,7 +52,6 @@ class Dml(Method):
     def __init__(self, options: DmlOptions, shape: GroupShape, label_smoothing: float = 0.0) -> None:
         super().__init__(options, shape, label_smoothing)
         self.options = options
-        self.label_smoothing = label_smoothing
 
     def forward(self, outputs: GroupOutput, labels_B: Tensor, ramp: float | Tensor) -> MethodLosses:
         """The sum above for one batch; `ramp` is w. Terms are unweighted, in nats."""

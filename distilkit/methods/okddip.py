@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distilkit.errors import SettingError
-from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
+from distilkit.methods.base import DistillationOptions, GroupKind, GroupOutput, GroupShape, Method, MethodLosses
 from distilkit.methods.losses import cross_entropy, distillation, wide
 from distilkit.methods.registry import register
 
@@ -34,14 +34,9 @@ REDUCTION = 8
 """The projections are this many times narrower than the features, rounded down (132 -> 16)."""
 
 
-class OkddipOptions(MethodOptions):
+class OkddipOptions(DistillationOptions):
     """`okddip`: diverse peers and a leader; the defaults are the authors' code."""
 
-    temperature: Annotated[float, Field(gt=0, description="Divides the logits of target and student.")] = 3.0
-    rampup_epochs: Annotated[
-        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)],
-        Field(description="Until when the weight of the distillation rises: epochs, or a fraction of the run."),
-    ] = 80 / 300
     mix: Annotated[
         Literal["logits", "probabilities"], Field(description="What targets are mixed from: code, or paper (Eq. 5).")
     ] = "logits"
@@ -64,25 +59,25 @@ class OkddipOptions(MethodOptions):
         """Peers need one another."""
         if self.leader and students < 3:
             yield (
-                "group.students",
+                "students",
                 f"'okddip' needs at least 2 peers beside its leader: 3 students or more, not {students}",
                 "set group.students = 4, as in the paper",
             )
         if self.target_gradient == "attention-only" and self.peer_targets != "attention":
             yield (
-                "method.target_gradient",
+                "target_gradient",
                 f"'attention-only' lets the attention alone learn from the targets; peer_targets = "
                 f"{self.peer_targets!r} has none to learn",
                 'use target_gradient = "full" or "leader-detached"',
             )
         if self.target_gradient == "leader-detached" and not self.leader:
             yield (
-                "method.target_gradient",
+                "target_gradient",
                 "'leader-detached' detaches the leader's target, and leader = false has none",
                 'use target_gradient = "full" or "attention-only"',
             )
         if self.mix == "probabilities" and self.peer_targets == "entropy" and not self.leader:
-            yield ("method.mix", "peer_targets = 'entropy' without a leader mixes nothing", "leave mix out")
+            yield ("mix", "peer_targets = 'entropy' without a leader mixes nothing", "leave mix out")
 
 
 @register("okddip", OkddipOptions)
@@ -96,7 +91,6 @@ class Okddip(Method):
     def __init__(self, options: OkddipOptions, shape: GroupShape, label_smoothing: float = 0.0) -> None:
         super().__init__(options, shape, label_smoothing)
         self.options = options
-        self.label_smoothing = label_smoothing
         self.ensemble_name = "mean_of_peers"
         self.W_L: nn.Linear | None = None
         self.W_E: nn.Linear | None = None
@@ -203,14 +197,14 @@ def _shared_width(shape: GroupShape, peers: int, least: int = REDUCTION) -> int:
     widths = set(shape.feature_widths[:peers])
     if len(widths) > 1:
         raise SettingError(
-            "method.peer_targets",
+            "peer_targets",
             f"attention needs peers whose features have one width, not {sorted(widths)}",
             'set method.peer_targets = "mean", or use one architecture for all students',
         )
     width = widths.pop()
     if width < least:
         raise SettingError(
-            "method.peer_targets",
+            "peer_targets",
             f"attention needs features of at least {least} numbers, not {width}",
             'set method.peer_targets = "mean", or use a wider network',
         )

@@ -13,30 +13,22 @@ Shape suffixes: S students, B images, C classes, D channels of the gate's input.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilkit.methods.base import GroupKind, GroupOutput, GroupShape, Method, MethodLosses, MethodOptions
+from distilkit.methods.base import DistillationOptions, GroupKind, GroupOutput, GroupShape, Method, MethodLosses
 from distilkit.methods.losses import cross_entropy, distillation, wide
 from distilkit.methods.registry import register
 from distilkit.models.pooling import mean_over_positions
 
 
-class OneOptions(MethodOptions):
+class OneOptions(DistillationOptions):
     """Keys of `[method]` for `one`; the defaults are the authors' code."""
 
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        3.0, description="Softens the ensemble and the students in the distillation term, T in T^2 KL."
-    )
-    rampup_epochs: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = Field(
-        80 / 300,
-        description="Epochs, or a fraction of the run, over which the distillation term gains its full weight; "
-        "0 gives it from the start. By default 80 of 300 epochs.",
-    )
     distillation: bool = Field(True, description="Let the ensemble teach the students; `false` leaves the term out.")
     gate: bool = Field(
         True, description="Weigh the students image by image; `false` takes the mean of their logits as the ensemble."
@@ -53,14 +45,14 @@ class OneOptions(MethodOptions):
         """A single student has no ensemble to switch off parts of; a target needs a distillation to be detached."""
         if students == 1 and not (self.distillation and self.gate):
             yield (
-                "group.students",
+                "students",
                 "an ablation of 'one' needs at least 2 students; with 1 there is neither gate nor distillation",
                 "set group.students = 3, or use method 'baseline'",
             )
         if not self.detach_target and not (self.distillation and self.gate):
             # Without a gate the KL's gradient through the mean of logits is zero: the mean minimises the sum of KLs.
             yield (
-                "method.detach_target",
+                "detach_target",
                 "detach_target = false changes nothing unless distillation and gate are both on",
                 "leave detach_target out",
             )
@@ -100,7 +92,6 @@ class One(Method):
         self.temperature = options.temperature
         self.distils = options.distillation
         self.detach_target = options.detach_target
-        self.label_smoothing = label_smoothing
         students = len(shape.members)
         self.gate = Gate(_gate_width(shape), students) if options.gate and students > 1 else None
         self.ensemble_is_learned = self.gate is not None

@@ -4,13 +4,14 @@ A method is one file in this package. Every file of the package is imported the 
 so a new method takes one new file.
 """
 
+import difflib
 import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from distilkit.methods.base import Method, MethodOptions
+from distilkit.methods.base import DistillationOptions, Method, MethodOptions
 
 _M = TypeVar("_M", bound=type[Method])
 
@@ -31,6 +32,8 @@ def register(name: str, options: type[MethodOptions]) -> Callable[[_M], _M]:
     `options`: what a recipe's `[method]` may say where it names this one.
     """
 
+    _check_shared_keys(name, options)
+
     def add(method: _M) -> _M:
         if name in _methods:
             raise RuntimeError(f"two methods are called {name!r}")
@@ -38,6 +41,22 @@ def register(name: str, options: type[MethodOptions]) -> Callable[[_M], _M]:
         return method
 
     return add
+
+
+def _check_shared_keys(name: str, options: type[MethodOptions]) -> None:
+    """Refuse keys that the base classes have and that the trainer would not find under another name or class."""
+    for key in options.model_fields:
+        if difflib.get_close_matches(key, ["label_smoothing"], cutoff=0.88):
+            raise RuntimeError(
+                f"method {name!r} has an option {key!r}; `train.label_smoothing` is handed to every method"
+            )
+        if issubclass(options, DistillationOptions) and key in DistillationOptions.model_fields:
+            continue
+        if difflib.get_close_matches(key, ["rampup_epochs"], cutoff=0.88):
+            raise RuntimeError(
+                f"method {name!r} has an option {key!r}; 'rampup_epochs' alone is heeded, which options have that "
+                "inherit from methods.base.DistillationOptions"
+            )
 
 
 def entries() -> dict[str, Entry]:

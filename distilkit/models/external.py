@@ -37,13 +37,13 @@ def is_external(name: str) -> bool:
 def names(library: str) -> tuple[str, ...]:
     """Every image classifier of "torchvision" or "timm", by its whole name: "torchvision:alexnet" and so on.
 
-    Raises `SettingError` on "model.architecture" if there is no such library, or it is not installed.
+    Raises `SettingError` on "architecture" if there is no such library, or it is not installed.
     """
     return tuple(f"{library}:{name}" for name in _listed(library))
 
 
 def check(name: str) -> None:
-    """Raise `SettingError` on "model.architecture", naming the nearest ones, if `name` is in no library's list."""
+    """Raise `SettingError` on "architecture", naming the nearest ones, if `name` is in no library's list."""
     library, _, own = name.partition(":")
     known = _listed(library)
     if own in known:
@@ -51,7 +51,7 @@ def check(name: str) -> None:
     near = difflib.get_close_matches(own, known, n=3)
     hint = f"did you mean {' or '.join(repr(f'{library}:{match}') for match in near)}?" if near else None
     raise SettingError(
-        "model.architecture",
+        "architecture",
         f"{library} has no image classifier {own!r}; `distilkit models --library {library}` lists the {len(known)} "
         "that it has",
         hint,
@@ -65,7 +65,7 @@ def create(name: str, num_classes: int, channels: int = 3) -> nn.Module:
     three channels: with another number the first convolution is replaced by one whose weights are normally distributed
     with the deviation that keeps its output's. Auxiliary heads are left out (GoogLeNet, Inception).
 
-    Raises `SettingError` on "model.architecture" if there is no such network, or its library cannot build it so.
+    Raises `SettingError` on "architecture" if there is no such network, or its library cannot build it so.
     """
     check(name)
     library, _, own = name.partition(":")
@@ -85,7 +85,7 @@ def create(name: str, num_classes: int, channels: int = 3) -> nn.Module:
         # Any kind of exception: the library's own code runs here, for classes and channels that it may not know.
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise SettingError(
-            "model.architecture",
+            "architecture",
             f"{name} cannot be built for {num_classes} classes and {channels} channels: {reason}",
             "choose another architecture",
         ) from error
@@ -126,7 +126,7 @@ def _listed(library: str) -> tuple[str, ...]:
     if library not in LIBRARIES:
         near = difflib.get_close_matches(library, LIBRARIES, n=1)
         raise SettingError(
-            "model.architecture",
+            "architecture",
             f"there is no library {library!r} of architectures; there are {FORMS}",
             f"did you mean {near[0]!r}?" if near else None,
         )
@@ -137,7 +137,7 @@ def _listed(library: str) -> tuple[str, ...]:
         return tuple(models.list_models(module=models))
     if importlib.util.find_spec("timm") is None:
         raise SettingError(
-            "model.architecture",
+            "architecture",
             "timm's architectures need timm, which is not installed",
             'install it with the extra: pip install "distilkit[timm]"',
         )
@@ -150,7 +150,7 @@ def _replace_stem(network: nn.Module, name: str, channels: int) -> None:
     found = next(((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d)), None)
     if found is None or found[1].in_channels != 3 or found[1].groups != 1:
         raise SettingError(
-            "model.architecture",
+            "architecture",
             f"{name} takes images of 3 channels, and its first convolution cannot be replaced for {channels}",
             "choose another architecture, or colour images",
         )

@@ -65,12 +65,12 @@ def outline(name: str, num_classes: int, channels: int = 3, norm: Norm = "batch"
 
 
 def require_room(name: str, found: Outline, num_classes: int, networks: int = 1) -> None:
-    """Raise `SettingError` on "model.architecture" where so many networks do not fit into the free memory."""
+    """Raise `SettingError` on "architecture" where so many networks do not fit into the free memory."""
     needed, free = networks * found.bytes, free_memory()
     if free is not None and needed > free:
         several = f", {networks} times" if networks > 1 else ""
         raise SettingError(
-            "model.architecture",
+            "architecture",
             f"{name} for {num_classes:,} classes has {found.parameters:,} parameters{several}: {needed / 1e9:,.1f} GB, "
             f"and {free / 1e9:,.1f} GB of memory are free",
             "choose a smaller architecture, or a machine with more memory",

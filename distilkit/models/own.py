@@ -133,12 +133,12 @@ def builder(name: str) -> Callable[..., nn.Module]:
 
     The working folder goes before all else that is importable while the module is imported and while the network is
     built. Raises `UntrustedCodeError`, before anything is imported, outside of `code_trusted`; `SettingError` on
-    "model.architecture" where there is no such module or function, where importing or building fails, or where what is
+    "architecture" where there is no such module or function, where importing or building fails, or where what is
     built is no `torch.nn.Module`.
     """
     require_trust(name)
     if wrong := fault(name):
-        raise SettingError("model.architecture", *wrong)
+        raise SettingError("architecture", *wrong)
     name_modules([name])
     where, what = _parts(name)
     function = _function(_module(where), what)
@@ -149,11 +149,11 @@ def builder(name: str) -> Callable[..., nn.Module]:
                 network = function(*arguments, **keywords)
         except (Exception, SystemExit) as error:  # any kind: it is not our code
             raise SettingError(
-                "model.architecture", f"{name} fails to build the network: {_told(error, where)}", "mend the builder"
+                "architecture", f"{name} fails to build the network: {_told(error, where)}", "mend the builder"
             ) from error
         if not isinstance(network, nn.Module):
             raise SettingError(
-                "model.architecture",
+                "architecture",
                 f"{name} returns something of type {type(network).__name__}, not a torch.nn.Module",
                 "its builder must return the network",
             )
@@ -165,7 +165,7 @@ def builder(name: str) -> Callable[..., nn.Module]:
             signature.bind(10, 3)
         except TypeError as error:
             raise SettingError(
-                "model.architecture",
+                "architecture",
                 f"{name} cannot be called with (num_classes, channels): {error}",
                 f"define it as {what}(num_classes, channels)",
             ) from error
@@ -187,12 +187,12 @@ def _module(name: str) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             near = did_you_mean(name, [file.stem for file in Path.cwd().glob("*.py")])
             raise SettingError(
-                "model.architecture",
+                "architecture",
                 f"there is no module {name!r}, neither in the working folder {Path.cwd()} nor installed",
                 near or "type the command in the folder that holds it, or install the package that it belongs to",
             ) from error
         raise SettingError(
-            "model.architecture", f"the module {name!r} cannot be imported: {_told(error, name)}", "mend the module"
+            "architecture", f"the module {name!r} cannot be imported: {_told(error, name)}", "mend the module"
         ) from error
 
 
@@ -204,9 +204,7 @@ def _function(module: ModuleType, name: str) -> Callable[..., Any]:
     problem = f"the module {module.__name__!r} has no function {name!r}"
     if function is not None:
         problem = f"{name!r} in the module {module.__name__!r} is a {type(function).__name__}, not a function"
-    raise SettingError(
-        "model.architecture", problem, did_you_mean(name, there) or f"define {name} in {module.__file__}"
-    )
+    raise SettingError("architecture", problem, did_you_mean(name, there) or f"define {name} in {module.__file__}")
 
 
 def _told(error: BaseException, module: str) -> str:

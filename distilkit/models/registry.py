@@ -84,13 +84,13 @@ def create(name: str, num_classes: int, channels: int = 3, norm: Norm = "batch")
     """
     if external.is_external(name):
         if norm != "batch":
-            raise SettingError("model.norm", f"{name} has no form without batch norm", 'leave "norm" out')
+            raise SettingError("norm", f"{name} has no form without batch norm", 'leave "norm" out')
         return external.create(name, num_classes, channels)
     build: Callable[..., nn.Module] = own.builder(name) if own.is_own(name) else _find(name).build
     if norm == "batch":
         return build(num_classes, channels)
     if "norm" not in inspect.signature(build).parameters:
-        raise SettingError("model.norm", f"{name} has no form without batch norm", 'leave "norm" out')
+        raise SettingError("norm", f"{name} has no form without batch norm", 'leave "norm" out')
     return build(num_classes, channels, norm=norm)
 
 
@@ -115,7 +115,7 @@ def usual_size(name: str) -> int:
 
 
 def check(name: str) -> None:
-    """Raise `SettingError` on "model.architecture" with the nearest name if no architecture has this one.
+    """Raise `SettingError` on "architecture" with the nearest name if no architecture has this one.
 
     Builds nothing, but imports the library whose list is asked; of a user's own network it looks at the form alone.
     """
@@ -124,7 +124,7 @@ def check(name: str) -> None:
     elif own.is_own(name):
         wrong = own.fault(name)
         if wrong:
-            raise SettingError("model.architecture", *wrong)
+            raise SettingError("architecture", *wrong)
     else:
         _find(name)
 
@@ -143,7 +143,7 @@ def _find(name: str) -> _Architecture:
     known = names()
     if name not in _architectures:
         raise SettingError(
-            "model.architecture",
+            "architecture",
             f"there is no architecture {name!r}; there are {', '.join(known)}, and {external.FORMS}",
             did_you_mean(name, known),
         )

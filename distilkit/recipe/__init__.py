@@ -10,16 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distilkit.errors import Fault, UserError
-from distilkit.recipe.findings import Findings
-from distilkit.recipe.inspection import checked
+from distilkit.methods.base import Epochs
+from distilkit.recipe.checking import check
+from distilkit.recipe.faults import Faults, key_of, place, placed
 from distilkit.recipe.layers import Layer, Place, find, lay, overlay, override_place, paths, read_chain
 from distilkit.recipe.sections import (
     AdamWSection,
     ConstantSection,
     CosineSection,
     DataSection,
-    Epochs,
     GroupSection,
     Milestone,
     ModelSection,
@@ -37,7 +36,8 @@ from distilkit.recipe.sections import (
     resolve_epochs,
 )
 from distilkit.recipe.toml_lines import Key, key_lines
-from distilkit.recipe.wording import describe
+from distilkit.recipe.tracker_options import typed_by_the_user
+from distilkit.recipe.wording import describe, must_be
 from distilkit.shipped import builtin, named_in
 
 __all__ = [
@@ -63,10 +63,13 @@ __all__ = [
     "builtin",
     "describe",
     "key_lines",
+    "key_of",
     "load",
     "load_of_a_run",
+    "must_be",
     "named_in",
     "place",
+    "placed",
     "resolve_epochs",
 ]
 
@@ -110,8 +113,7 @@ def _load(
     file = files[0]
     if upgrade is not None:
         upgrade(file.tree)
-    faults: list[Fault] = []
-    top = overlay(overrides, faults)
+    top = overlay(overrides)
     tree: dict[str, Any] = {}
     places: dict[Key, Place] = {}
     for layer in (*reversed(files), top):
@@ -119,17 +121,17 @@ def _load(
     if "name" not in file.tree and "name" not in top.tree:
         tree.pop("name", None)
         places.pop(("name",), None)
-    found = Findings(tree, places, file.source, faults, of_a_run=upgrade is not None)
-    recipe = checked(found, default_name=stem)
-    if recipe is None:
-        sources = [layer.source for layer in files] + [override_place(override).source for override in overrides]
-        ranks = {name: rank for rank, name in enumerate(sources)}
-        faults.sort(key=lambda fault: _reading_order(fault.place, ranks))
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise UserError(f"{file.source}: {count} in the recipe", faults=faults)
+    typed = typed_by_the_user({key: where.line for key, where in places.items()})
+    found = Faults(
+        tree, places, [*(layer.source for layer in files), *(override_place(each).source for each in overrides)]
+    )
+    for key, problem, hint, where in top.faults:
+        found.add(key, problem, hint, where)
+    # A run's recipe keeps what its user had typed, which counts again only where it is typed again.
+    recipe = check(found, stem, typed if upgrade is None else None)
     recipe._places.update({".".join(key): str(where) for key, where in places.items()})
     recipe._source = file.source
-    recipe._typed = found.typed
+    recipe._typed = typed
     return recipe
 
 
@@ -140,25 +142,3 @@ def _tables(source: Mapping[str, Any], recipes: Mapping[str, Path]) -> list[Laye
     # Whoever writes tables in Python is the user, as on the command line.
     places = dict.fromkeys(paths(tree), Place("the recipe"))
     return [Layer("the recipe", tree, places), *(read_chain(find(str(base), recipes), recipes) if base else [])]
-
-
-def place(recipe: Recipe, key: str) -> str:
-    """Where `key` ("method.temperature") was set: "one.toml:12" or "--set method.temperature=4".
-
-    Where nothing sets it, the place of its section, or the file.
-    """
-    while key:
-        if key in recipe._places:
-            return recipe._places[key]
-        key = key.rpartition(".")[0]
-    return recipe._source
-
-
-def _reading_order(place: str, ranks: Mapping[str, int]) -> tuple[int, int]:
-    """Sort by the source that holds a fault, then by its line."""
-    source, _, line = place.rpartition(":")
-    if place in ranks:
-        return ranks[place], 0
-    if source in ranks and line.isdigit():
-        return ranks[source], int(line)
-    return len(ranks), 0

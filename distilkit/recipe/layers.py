@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from distilkit.errors import Fault, UserError, did_you_mean
 from distilkit.reading import LARGEST_RECIPE, UnreadableError, read_bytes
-from distilkit.recipe.sections import DEFAULT_NAMES, SECTIONS, variants
+from distilkit.recipe.sections import DEFAULT_NAMES, SECTIONS, tracker_names, variants
 from distilkit.recipe.toml_lines import DEEPEST, Key, NotToml, dotted, key_at, parse
 from distilkit.recipe.wording import shown
 
@@ -32,11 +32,12 @@ class Place(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One file, or all overrides together: what it says, and where."""
+    """One file, or all overrides together: what it says, and where. `faults`: of overrides that cannot be read."""
 
     source: str
     tree: dict[str, Any]
     places: dict[Key, Place]
+    faults: Sequence[tuple[Key, str, str | None, Place]] = ()
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -167,12 +168,10 @@ def _shown_path(path: Path) -> str:
 # ----------------------------------------------------------------------------------------------------------- overrides
 
 
-def overlay(overrides: Sequence[str], faults: list[Fault]) -> Layer:
-    """All `--set` as one layer; of two that set the same key the later one counts, as on any command line.
-
-    What is wrong with one is added to `faults`, and it is left out.
-    """
-    layer = Layer("--set", {}, {})
+def overlay(overrides: Sequence[str]) -> Layer:
+    """All `--set` as one layer; of two that set the same key the later one counts, as on any command line."""
+    faults: list[tuple[Key, str, str | None, Place]] = []
+    layer = Layer("--set", {}, {}, faults)
     for typed in overrides:
         where = override_place(typed)
         key, value, problem = _split_override(typed)
@@ -184,7 +183,7 @@ def overlay(overrides: Sequence[str], faults: list[Fault]) -> Layer:
         if clash and not problem:
             problem = f"{dotted(key)} contradicts an earlier --set, which gave {dotted(clash)} a value"
         if problem:
-            faults.append(Fault(where.source, ".".join(key), problem, hint))
+            faults.append((key, problem, hint, where))
             continue
         for part in reversed(key):
             value = {part: value}
@@ -240,10 +239,9 @@ def lay(layer: Layer, tree: dict[str, Any], places: dict[Key, Place]) -> None:
         if isinstance(below, dict) and isinstance(above, dict) and "name" in above:
             old, new = below.get("name", default), above["name"]
             if old != new:
-                for key in _left_behind(section, below, old, new):
-                    del below[key]
-                    for path in [path for path in places if path[:2] == (section, key)]:
-                        del places[path]
+                _drop((section,), _left_behind(section, below, old, new), tree, places)
+    _drop(("data",), _without_rand_augment(layer.tree), tree, places)
+    _drop(("tracking", "options"), _other_trackers(layer.tree, _at(tree, ("tracking", "options"))), tree, places)
     # An override of one key does not move its section away from the file.
     places.update(
         {
@@ -265,6 +263,26 @@ def _left_behind(section: str, keys: Iterable[str], old: object, new: object) ->
     )
     # What the old one does not know either is a slip of the pen, and stays to be reported.
     return [key for key in keys if key not in (known_to_new or ()) and (known_to_old is None or key in known_to_old)]
+
+
+def _without_rand_augment(above: dict[str, Any]) -> list[str]:
+    """What a layer that switches RandAugment off takes with it."""
+    return ["rand_augment_magnitude"] if _at(above, ("data", "rand_augment")) == 0 else []
+
+
+def _other_trackers(above: dict[str, Any], options: Any) -> list[str]:
+    """The trackers whose options mean nothing any more where a layer names others."""
+    names = _at(above, ("tracking", "name")) if isinstance(options, dict) and options else {}
+    named = names if isinstance(names, list) else [names]
+    return [name for name in tracker_names() if name not in named and name in options] if names else []
+
+
+def _drop(table: Key, keys: Iterable[str], tree: dict[str, Any], places: dict[Key, Place]) -> None:
+    """Leave out what a layer below says and nothing else could remove."""
+    for key in keys:
+        if _at(tree, table).pop(key, None) is not None:
+            for path in [path for path in places if path[: len(table) + 1] == (*table, key)]:
+                del places[path]
 
 
 def _at(tree: dict[str, Any], key: Key) -> Any:

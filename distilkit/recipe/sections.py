@@ -1,37 +1,58 @@
 """What a recipe may say: its sections, each a frozen pydantic model, and `Recipe`, which holds them."""
 
+import functools
 import hashlib
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from distilkit import methods
 from distilkit.data import datasets
 from distilkit.data.decoding import MOST_WORKERS
+from distilkit.errors import UserError
 from distilkit.groups.outputs import GroupKind
-from distilkit.methods.base import MethodOptions
+from distilkit.methods.base import Epochs, MethodOptions
 from distilkit.models import external, registry
 from distilkit.models.registry import Norm
 from distilkit.recipe.toml_lines import dotted
 from distilkit.recipe.tracker_options import withheld
-from distilkit.recipe.wording import Choice, Wording
+from distilkit.recipe.wording import Choice, Refused, Wording
 
-# A count of epochs, or a fraction of the run: see `resolve_epochs`.
-Epochs = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
 Milestone = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100),
     Wording("up to 100 letters, digits, '.', '_' and '-', not starting with '.'"),
 ]
+Architecture = Annotated[str, Choice(registry.names, "architecture", external.FORMS, registry.check)]
+
+
+def _few(value: object) -> object:
+    """Refuse a long list before any of its names is looked up."""
+    if isinstance(value, tuple) and not 0 < len(value) <= 100:
+        raise PydanticCustomError("length", "1 to 100")
+    return value
+
+
+_Few = BeforeValidator(_few)
+
+
 # How many, or the architecture of each.
 Students = (
     Annotated[int, Field(ge=1, le=100)]
-    | Annotated[
-        tuple[Annotated[str, Wording("an architecture's name")], ...],
-        Field(min_length=1, max_length=100),
-    ]
+    | Annotated[tuple[Annotated[Architecture, Wording("an architecture's name")], ...], _Few]
 )
 # Below 0.01 torch's Beta distribution goes wrong: of Beta(0.001, 0.001) it puts a quarter in the middle, not 1 %.
 Alpha = Annotated[
@@ -42,13 +63,13 @@ Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$"), Wording("text 
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataSection(_Section):
     """`[data]`: which images, and what is done to them in training."""
 
-    dataset: Annotated[str, Choice(datasets.names)] = Field(description="The data set's name.")
+    dataset: Annotated[str, Choice(datasets.names, "data set")] = Field(description="The data set's name.")
     root: Text = Field("data", description="Folder that holds the data sets' files, relative to the working folder.")
     download: bool = Field(True, description="Fetch the data set's files if they are missing.")
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
@@ -106,9 +127,6 @@ class DataSection(_Section):
         description="Processes that decode streamed images ahead; 0: the training process itself, when it needs them.",
         json_schema_extra={"default": f"one per core, at most {MOST_WORKERS}"},
     )
-
-
-Architecture = Annotated[str, Choice(registry.names, external.FORMS)]
 
 
 class ModelSection(_Section):
@@ -262,11 +280,14 @@ def tracker_names() -> tuple[str, ...]:
     return tuple(sorted(str(kind.value) for kind in LoggerType if kind.value != "all"))
 
 
+Tracker = Annotated[str, Choice(lambda: (*tracker_names(), "none"), "tracker")]
+
+
 class TrackingSection(_Section):
     """`[tracking]`: which programs draw a training's curves while it runs; see [tracking](tracking.md)."""
 
     name: Annotated[
-        str | Annotated[tuple[str, ...], Field(min_length=1, max_length=20)],
+        Tracker | Annotated[tuple[Tracker, ...], _Few],
         Wording("the name of a tracker, a list of several, or none"),
     ] = Field(
         "tensorboard",
@@ -275,7 +296,8 @@ class TrackingSection(_Section):
     )
     project: Text = Field("distilkit", description="The project, or experiment, in which a tracker keeps the run.")
     options: Annotated[
-        dict[str, dict[str, Any]], Wording('a table for each tracker: [tracking.options.wandb], then mode = "offline"')
+        dict[str, dict[str, Any]],
+        Wording('a table for each tracker: [tracking.options.wandb], then mode = "offline"'),
     ] = Field(
         {},
         description="By tracker's name, what its own `init` is to be given. A file may set labels, and that a tracker "
@@ -381,6 +403,21 @@ class Recipe(BaseModel):
     optimizer: OptimizerSection
     schedule: ScheduleSection
     tracking: TrackingSection = TrackingSection()
+
+    @field_validator(
+        "data", "model", "group", "method", "teacher", "train", "optimizer", "schedule", "tracking", mode="before"
+    )
+    @classmethod
+    def _section(cls, table: object, info: ValidationInfo) -> object:
+        """A section from its table, whose `name` may decide which keys it has."""
+        if isinstance(table, BaseModel) or (table is None and info.field_name == "teacher"):
+            return table
+        if not isinstance(table, dict):
+            raise PydanticCustomError("not_a_table", "not a table")
+        try:
+            return model_of(str(info.field_name), table).model_validate(table)
+        except UserError as error:  # of a method's own validator
+            raise Refused(error.problem, error.hint) from error
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     _source: str = PrivateAttr(default="the recipe")
@@ -495,6 +532,25 @@ def variants(section: str) -> dict[str, type[BaseModel]]:
     if section == "method":
         return {name: methods.options_model(name) for name in methods.names()}
     return _OPTIMIZERS if section == "optimizer" else _SCHEDULES
+
+
+# The name alone, where it is missing or unknown.
+_NAMES = {
+    section: create_model(
+        section,
+        __config__=ConfigDict(strict=True),
+        name=(Annotated[str, Choice(functools.partial(lambda of: tuple(variants(of)), section), section)], ...),
+    )
+    for section in DEFAULT_NAMES
+}
+
+
+def model_of(section: str, table: object) -> type[BaseModel]:
+    """The model of a section that says `table`."""
+    if section in PLAIN_SECTIONS:
+        return PLAIN_SECTIONS[section]
+    name = table.get("name") if isinstance(table, dict) else None
+    return (isinstance(name, str) and variants(section).get(name)) or _NAMES[section]
 
 
 def known_keys(section: str) -> set[str]:

@@ -7,6 +7,7 @@ environment variables. The list says what is allowed, so that what a tracker wil
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
@@ -94,9 +95,13 @@ def withheld(tracking: Mapping[str, Any], typed: Collection[Key]) -> Iterator[tu
                 yield untyped[0], problem
 
 
-def to_type(key: Key) -> str:
-    """What the user types to say it himself."""
-    return f"--set {dotted(key)}=..."
+def to_type(key: Key, source: str) -> str:
+    """What the user types to say it himself. `source`: the file that says it, which may be a run's own recipe."""
+    file = Path(source)
+    option = f"--set {dotted(key)}=..."
+    if file.name == "recipe.toml" and (file.parent / "run.json").is_file():
+        return f"the run had it typed by its user; for a new one type it again: {option}"
+    return option
 
 
 def _refused(tracker: str, option: str, value: object, leaf: Key) -> str | None:

@@ -7,7 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import annotated_types
+from pydantic import GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+from distilkit.errors import SettingError, did_you_mean
+
+
+class Refused(ValueError):  # noqa: N818 - an answer to pydantic, of which a fault is made
+    """Says of a value what is wrong with it and what to write, better than the type of its field does."""
+
+    def __init__(self, problem: str, hint: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem, self.hint = problem, hint
 
 
 class Wording(NamedTuple):
@@ -17,18 +29,40 @@ class Wording(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Annotates a text of which only some are allowed, in a vocabulary that another room keeps.
+    """Annotates a text of which only some are allowed, in a vocabulary that another package keeps, and checks it.
 
-    `others`: forms that are allowed beside those names, in words.
+    `what`: what such a name names. `others`: forms with a colon that are allowed beside those names, in words; `check`
+    raises `SettingError` where one of these is wrong.
     """
 
     names: Callable[[], Sequence[str]]
+    what: str
     others: str | None = None
+    check: Callable[[str], None] | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: str) -> str:
+        if self.check is not None and ":" in value:
+            try:
+                self.check(value)
+            except SettingError as error:
+                raise Refused(error.problem, error.hint) from None
+        elif value not in self.names():
+            names = self.names()
+            raise Refused(f"unknown {self.what} {value!r}; allowed: {', '.join(names)}", did_you_mean(value, names))
+        return value
 
 
 def describe(field: FieldInfo, value: object = None) -> str:
     """Say what a field takes: "an integer of 1 or more". `value`: what was given, if it was wrong."""
     return _described(field.annotation, field.metadata, value)
+
+
+def must_be(name: str, field: FieldInfo, value: object) -> str:
+    """Say that a value of the field is wrong: "train.epochs must be an integer of 1 or more, not 0"."""
+    return f"{name} must be {describe(field, value)}, not {shown(value)}"
 
 
 def allowed_words(field: FieldInfo) -> tuple[str, ...]:
@@ -67,11 +101,10 @@ def _described(kind: Any, metadata: Sequence[Any], value: object) -> str:
         kind, *inner = typing.get_args(kind)
         metadata = [*metadata, *inner]
     metadata = [part for entry in metadata for part in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
-    for entry in metadata:
-        if isinstance(entry, Wording):
-            return entry.text
-        if isinstance(entry, Choice):
-            return f"one of {', '.join(entry.names())}" + (f", or {entry.others}" if entry.others else "")
+    if text := next((entry.text for entry in metadata if isinstance(entry, Wording)), None):
+        return text
+    if choice := next((entry for entry in metadata if isinstance(entry, Choice)), None):
+        return f"one of {', '.join(choice.names())}" + (f", or {choice.others}" if choice.others else "")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         members = [member for member in arguments if member is not type(None)]

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 import torch
 
 from distilkit.errors import SettingError, first_line
-from distilkit.learners.build import placed
 from distilkit.learners.learner import Learner
-from distilkit.recipe import Recipe
+from distilkit.recipe import Recipe, placed
 
 BACKEND = "inductor"
 

@@ -26,6 +26,7 @@ from distilkit.data.variation import VariedImages
 from distilkit.errors import SettingError, UserError
 from distilkit.learners.learner import Learner
 from distilkit.learners.teacher import Teacher
+from distilkit.methods.base import DistillationOptions
 from distilkit.models.pooling import keep_layout
 from distilkit.observer import Observer
 from distilkit.randomness import derive_seed, seeded
@@ -140,7 +141,8 @@ class Trainer:
         self.update = Update(recipe, self.learner, accelerator, teacher)
         named = self.learner.named_parameters()
         self.parameter_names: dict[Tensor, str] = {parameter: name for name, parameter in named}
-        self.rampup_epochs = resolve_epochs(getattr(recipe.method, "rampup_epochs", 0), settings.epochs)
+        rampup = recipe.method.rampup_epochs if isinstance(recipe.method, DistillationOptions) else 0
+        self.rampup_epochs = resolve_epochs(rampup, settings.epochs)
         self.progress = Progress()
         self.pending: list[_Pending] = []
         self.look_every = 1 if device.type == "cpu" else 50

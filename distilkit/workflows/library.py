@@ -18,7 +18,7 @@ from distilkit.methods.base import Method, MethodOptions
 from distilkit.models import own
 from distilkit.observer import Observer
 from distilkit.randomness import seeded
-from distilkit.recipe import Recipe, load
+from distilkit.recipe import Recipe, load, must_be
 from distilkit.workflows.deploy.load import LoadedClassifier
 from distilkit.workflows.deploy.load import load as load_classifier
 from distilkit.workflows.train import train as training
@@ -161,7 +161,8 @@ def method_options(name: str, options: Mapping[str, Any]) -> MethodOptions:
     try:
         return model.model_validate({"name": name, **options})
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        wrong = dict.fromkeys(str(each["loc"][0]) for each in error.errors())
+        faults = [must_be(key, model.model_fields[key], options[key]) for key in wrong]
         raise UserError(
             f"method {name!r}: {'; '.join(faults)}", "docs/recipes.md says what each option takes"
         ) from error

@@ -82,7 +82,7 @@ class Layers(NamedTuple):
 
 
 def layers(backbone: nn.Module) -> Layers:
-    """Read an uncut `backbone`, which gives logits. Raises `SettingError` on "model.architecture" like `cut`."""
+    """Read an uncut `backbone`, which gives logits. Raises `SettingError` on "architecture" like `cut`."""
     traced = trace_backbone(backbone)
     trace = traced.traces[False]
     return Layers(_folds(_graph(trace.nodes, trace.logits)), traced.head)
@@ -109,9 +109,9 @@ def cut(backbone: nn.Module, split_at: str) -> tuple[Part, Part]:
     and tensors, not copies. `branch(trunk(images))` joins them again, and the union of their `state_dict()`s is the
     backbone's. The backbone keeps its modes.
 
-    Raises `SettingError` on "group.split_at" where it cannot be cut there: there is no such module, it is called more
+    Raises `SettingError` on "split_at" where it cannot be cut there: there is no such module, it is called more
     than once, not exactly one tensor crosses, a side has no parameters, the sides share a tensor of the state, or the
-    last linear layer comes before it. Raises `SettingError` on "model.architecture" where the backbone cannot be cut
+    last linear layer comes before it. Raises `SettingError` on "architecture" where the backbone cannot be cut
     at all: fx cannot trace it, it returns something else than one tensor of logits, or it has no linear layer.
     """
     traced = trace_backbone(backbone)
@@ -119,7 +119,7 @@ def cut(backbone: nn.Module, split_at: str) -> tuple[Part, Part]:
         divisions = traced.divide(split_at)
     except CannotCutHereError as error:
         raise SettingError(
-            "group.split_at",
+            "split_at",
             f"{type(backbone).__name__} cannot be cut at {split_at!r}: {error}",
             _hint(traced, split_at),
         ) from None
@@ -137,7 +137,7 @@ def cut(backbone: nn.Module, split_at: str) -> tuple[Part, Part]:
 def whole(backbone: nn.Module) -> Part:
     """Turn the uncut `backbone` into a part: images [B, C, H, W] -> (logits [B, C], features [B, D]).
 
-    It holds the backbone's own modules and tensors, not copies. Raises `SettingError` on "model.architecture" like
+    It holds the backbone's own modules and tensors, not copies. Raises `SettingError` on "architecture" like
     `cut`.
     """
     traced = trace_backbone(backbone)
@@ -154,7 +154,7 @@ def cut_points(backbone: nn.Module) -> list[str]:
     """List the modules at which `backbone` can be cut, in the order in which they are called.
 
     Where several names mean the same cut ("layer3", "layer3.0"), the outermost. Raises `SettingError` on
-    "model.architecture" like `cut`.
+    "architecture" like `cut`.
     """
     return list(points_of(trace_backbone(backbone)))
 

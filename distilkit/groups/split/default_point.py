@@ -36,7 +36,7 @@ def measured_points(backbone: nn.Module, images: Tensor) -> list[CutPoint]:
     """List the points of `cut_points` with what `images` [1, C, H, W] cost before and after each.
 
     Only shapes are computed, so that size costs no time and no memory; the images' values do not matter. Raises
-    `SettingError` on "model.architecture" like `cut`.
+    `SettingError` on "architecture" like `cut`.
     """
     traced = trace_backbone(backbone)
     trace = traced.traces[False]
@@ -71,11 +71,11 @@ def default_point(points: Sequence[CutPoint], images: Tensor) -> str:
     linear layers on vectors at the end. A backbone without that many beginnings of stages (ViT) is taken for four
     stages of equal cost: it is cut where nearest to a quarter, or a half, of the multiply-adds are still to come.
 
-    Raises `SettingError` on "model.architecture" where there are no points.
+    Raises `SettingError` on "architecture" where there are no points.
     """
     if not points:
         raise SettingError(
-            "model.architecture",
+            "architecture",
             "the architecture can be cut nowhere, so that students cannot share a trunk",
             'train whole networks instead: group.kind = "networks"',
         )

@@ -207,7 +207,7 @@ class _Tracer(fx.Tracer):
 
 
 def trace_backbone(backbone: nn.Module) -> Traced:
-    """Trace a backbone in both modes, and leave it as it was. Raises `SettingError` on "model.architecture"."""
+    """Trace a backbone in both modes, and leave it as it was. Raises `SettingError` on "architecture"."""
     modes = {module: module.training for module in backbone.modules()}
     own = set(vars(backbone))
     try:
@@ -226,7 +226,7 @@ def trace_backbone(backbone: nn.Module) -> Traced:
     traced = Traced(backbone, traces, constants, state, keys_by_path)
     if any(traced.features(trace.nodes) is None for trace in traces.values()):
         raise SettingError(
-            "model.architecture",
+            "architecture",
             f"{type(backbone).__name__} has no linear layer that leads to its logits, so that there are no features "
             "before a classifier",
             "choose an architecture that ends in a linear layer",
@@ -244,7 +244,7 @@ def _trace_in_mode(backbone: nn.Module, training: bool) -> Trace:
         # Any kind of exception: the backbone's own code runs here, on stand-ins for tensors.
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise SettingError(
-            "model.architecture",
+            "architecture",
             f"{name} cannot be taken apart, because torch.fx cannot trace it: {reason}",
             "its forward must not depend on the values of tensors; choose another architecture",
         ) from error
@@ -253,7 +253,7 @@ def _trace_in_mode(backbone: nn.Module, training: bool) -> Trace:
     # A named tuple comes as a node too, one that calls the tuple's class.
     if not isinstance(logits, fx.Node) or isinstance(logits.target, type):
         raise SettingError(
-            "model.architecture",
+            "architecture",
             f"{name} returns something else than one tensor of logits in {'training' if training else 'evaluation'}",
             "choose it without auxiliary heads",
         )

@@ -31,7 +31,7 @@ from distilkit.errors import Fault, SettingError, UserError, did_you_mean
 from distilkit.hardware import processes_here
 from distilkit.learners.build import build_learner
 from distilkit.models import own, registry
-from distilkit.recipe import load
+from distilkit.recipe import key_of, load
 from distilkit.workflows.project import recipe_text
 
 _DEEPEST = 10  # folders in folders that are looked into
@@ -558,7 +558,8 @@ def _spec(found: Found, chosen: Mapping[str, Any], root: Path) -> DataSpec:
     try:
         return datasets.spec(found.dataset, root, chosen.get("data.image_size"), chosen.get("data.channels"))
     except SettingError as error:
-        raise UserError(f"{_OPTIONS.get(error.key, error.key)}: {error.problem}", error.hint) from error
+        key = key_of(error.setting)
+        raise UserError(f"{_OPTIONS.get(key, key)}: {error.problem}", error.hint) from error
 
 
 def _storage(spec: DataSpec, augment: str) -> dict[str, Any]:

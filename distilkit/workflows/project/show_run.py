@@ -1,5 +1,6 @@
 """`distilkit runs show`: one run, what its recipe changes, its figures, its files."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,6 @@ from distilkit import recipe as recipes
 from distilkit.analysis.metrics import interval95
 from distilkit.errors import UserError
 from distilkit.recipe import Recipe
-from distilkit.recipe.findings import Findings
-from distilkit.recipe.inspection import checked
 from distilkit.runs.run import Run, find_run
 from distilkit.workflows.comparison.recipe_groups import name_without_seed
 from distilkit.workflows.project.runs import list_runs
@@ -93,9 +92,10 @@ def _base(run: Run) -> tuple[str | None, Recipe]:
         "optimizer": {"name": recipe.optimizer.name},
         "schedule": {"name": recipe.schedule.name},
     }
-    base = checked(Findings(tree, {}, "the defaults", []), default_name=recipe.name)
     # What the run's own settings need, such as the architectures of several students, may not be left out.
-    return None, recipe if base is None else base
+    with contextlib.suppress(UserError):
+        return None, recipes.load(tree)
+    return None, recipe
 
 
 def _changes(base: Recipe, ours: Recipe) -> list[dict[str, Any]]:

@@ -6,9 +6,8 @@ from pathlib import Path
 from distilkit.data import datasets
 from distilkit.data.datasets import ImageData
 from distilkit.errors import SettingError, UserError
-from distilkit.learners.build import placed
 from distilkit.observer import Observer
-from distilkit.recipe import Recipe
+from distilkit.recipe import Recipe, placed
 from distilkit.runs import checkpoint as checkpoints
 from distilkit.runs.data_record import DataRecord
 from distilkit.runs.run import RECIPE, Run

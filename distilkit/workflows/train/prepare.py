@@ -15,13 +15,13 @@ from distilkit.data.datasets import DataSpec, ImageData
 from distilkit.errors import UserError
 from distilkit.groups.group import BranchGroup
 from distilkit.groups.normalize import Normalize
-from distilkit.learners.build import build_learner, placed
+from distilkit.learners.build import build_learner
 from distilkit.learners.learner import Learner
 from distilkit.learners.pretrained import start_from
 from distilkit.learners.teacher import ResizedClassifier, Teacher
 from distilkit.models.own import UntrustedCodeError
 from distilkit.observer import Observer
-from distilkit.recipe import Recipe
+from distilkit.recipe import Recipe, placed
 from distilkit.runs.data_record import spec_record
 from distilkit.runs.run import Run
 from distilkit.training import compiled, precision, tracking

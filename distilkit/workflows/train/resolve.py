@@ -8,8 +8,7 @@ from distilkit.analysis.learner_cost import LearnerCost
 from distilkit.data.base import DataSpec
 from distilkit.data.storage import choose as choose_storage
 from distilkit.hardware import processes_here
-from distilkit.learners.build import placed
-from distilkit.recipe import Recipe
+from distilkit.recipe import Recipe, placed
 from distilkit.runs.run import Run
 from distilkit.training import precision, threads
 

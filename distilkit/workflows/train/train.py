@@ -14,9 +14,8 @@ from distilkit.analysis import teacher_check
 from distilkit.analysis.metrics import interval95
 from distilkit.data import datasets
 from distilkit.errors import UserError
-from distilkit.learners.build import placed
 from distilkit.observer import Observer
-from distilkit.recipe import Recipe
+from distilkit.recipe import Recipe, placed
 from distilkit.runs.data_record import data_record
 from distilkit.runs.run import Run, written_by_us_alone
 from distilkit.training import tracking
