@@ -283,7 +283,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly_and_the_run_ends_equal(
     damage(unfinished / "checkpoints" / "step_7" / name)
     observer = Notes()
     resume(unfinished, device="cpu", observer=observer)
-    (warning,) = observer.notes
+    warning = observer.notes[0]
     assert warning.startswith("warning:")
     assert str(unfinished / "checkpoints" / "step_7" / name) in warning
     assert "damaged" in warning

@@ -301,9 +301,10 @@ def test_the_average_of_the_weights_is_deployed_and_equals_a_slow_reference(
     run = Run.open(train_tiny(tmp_path, "train.ema=0.8", "train.epochs=3"))
     assert len(recorded) == 18
     average = {key: value.double() for key, value in recorded[0].items()}
-    for weights in recorded[1:]:
+    for step_number, weights in enumerate(recorded[1:], start=1):
+        decay = min(0.8, (1 + step_number) / (10 + step_number))
         for key, value in weights.items():
-            average[key] = 0.8 * average[key] + 0.2 * value.double()
+            average[key] = decay * average[key] + (1 - decay) * value.double()
     saved = tensors(run.checkpoint("last"))
     raw = {key.removeprefix("raw/"): value for key, value in saved.items() if key.startswith("raw/")}
     assert raw.keys() == recorded[-1].keys()

@@ -647,7 +647,10 @@ def test_the_teacher_may_be_another_librarys_network(recipe, tmp_path):
     torch.manual_seed(0)
     save_file(stock_of("squeezenet1_1", 2).state_dict(), tmp_path / "teacher.safetensors")
     teacher = [f'teacher.weights="{tmp_path / "teacher.safetensors"}"']
-    plan = dry_run(recipe("teacher.architecture=torchvision:squeezenet1_1", *teacher))
+    # Weights that nobody has trained.
+    with pytest.raises(UserError, match="the teacher has"):
+        dry_run(recipe("teacher.architecture=torchvision:squeezenet1_1", *teacher))
+    plan = dry_run(recipe("teacher.architecture=torchvision:squeezenet1_1", "teacher.allow_weak=true", *teacher))
     assert plan["teacher_missing"] is None
     assert (plan["split_at"], plan["pretrained"]) == ("stage4", None)
     assert plan["parts"]["teacher"]["flops"] > 0

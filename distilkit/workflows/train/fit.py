@@ -166,10 +166,13 @@ def _final(run: Run, learner: Learner) -> dict[str, Any]:
 
 def _check_deployed(run: Run, data: ImageData, device: torch.device, observer: Observer) -> None:
     """Note in run.json, and for people where it is bad, whether what is deployed has kept up with what was trained."""
-    learner, folder = run.learner(), run.checkpoint()
-    trained = run.learner()
-    if checkpoints.has_part(folder, "raw"):
-        trained.load_state_dict(checkpoints.load_part(folder, "raw"))
+    try:
+        learner, trained, folder = run.learner(), run.learner(), run.checkpoint()
+        if checkpoints.has_part(folder, "raw"):
+            trained.load_state_dict(checkpoints.load_part(folder, "raw"))
+    except UserError as error:  # which must not take a finished training away
+        observer.note(f"warning: what is deployed could not be checked: {error.problem}")
+        return
     place, batch_size = list(learner.group.members).index(learner.leader), run.recipe.train.batch_size
     found = check_deployed(learner.group, trained.group, place, data.splits["train"], batch_size, device)
     if found is not None:
