@@ -10,7 +10,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CALIBRATION_BINS = 15
+from distilkit.analysis.predictions import CALIBRATION_BINS, wilson95
+
+__all__ = [
+    "CALIBRATION_BINS",
+    "ErrorCounts",
+    "Evaluation",
+    "ReliabilityBin",
+    "confusion",
+    "errors",
+    "evaluate_logits",
+    "interval95",
+    "reliability",
+    "wilson95",
+]
 
 
 class ErrorCounts(NamedTuple):
@@ -158,12 +171,3 @@ def _calibration_error(confidence_N: Tensor, right_N: Tensor) -> float:
 def interval95(error: float, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval of an error in percent of so many images, percent."""
     return wilson95(round(error * images / 100), images)
-
-
-def wilson95(errors: int, images: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of an error of `errors` in `images`, percent."""
-    # Imported here: scipy.stats takes longer to import than most evaluations on a GPU take to run.
-    from scipy.stats import binomtest
-
-    interval = binomtest(errors, images).proportion_ci(confidence_level=0.95, method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)

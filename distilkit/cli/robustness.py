@@ -45,6 +45,10 @@ def robustness(
     parameters: Annotated[
         bool, typer.Option("--parameters/--no-parameters", help="Whether parameters are perturbed.")
     ] = True,
+    max_error: Annotated[
+        float | None,
+        typer.Option("--max-error", metavar="PERCENT", help="Fail if the test error of the model as it is is larger."),
+    ] = None,
     max_increase: Annotated[
         float | None,
         typer.Option("--max-increase", metavar="POINTS", help="Fail if the test error rises by more at --at."),
@@ -77,7 +81,7 @@ def robustness(
 
       distilkit robustness
 
-      distilkit robustness models/small --max-increase 5 --at 2
+      distilkit robustness models/small --max-error 10 --max-increase 5 --at 2
 
       distilkit robustness --inputs all --thresholds robustness.toml --junit robustness.xml
     """
@@ -95,10 +99,17 @@ def robustness(
     from distilkit.runs.atomic import appearing, writable
     from distilkit.workflows.evaluation.robustness import Settings
     from distilkit.workflows.evaluation.robustness import robustness as workflow
-    from distilkit.workflows.evaluation.robustness_checks import Thresholds, read_thresholds, threshold_of_options
+    from distilkit.workflows.evaluation.robustness_checks import (
+        Thresholds,
+        error_threshold,
+        read_thresholds,
+        threshold_of_options,
+    )
 
     started = time.monotonic()
     wanted = read_thresholds(thresholds) if thresholds else Thresholds()
+    if max_error is not None:
+        wanted = wanted.with_error(error_threshold(max_error))
     if max_increase is not None and at is not None:
         wanted = wanted.with_parameters(threshold_of_options(max_increase, at))
     kinds = [kind.strip() for kind in inputs.split(",")] if inputs else []

@@ -11,14 +11,12 @@ Check = Mapping[str, Any]
 """`run`, `name` (what is checked), `message` (what was found), `passed`."""
 
 
-def junit(checks: Sequence[Check], seconds: float) -> bytes:
+def junit(checks: Sequence[Check], seconds: float, suite_name: str = "distilkit robustness") -> bytes:
     """One test suite, one test case for each check; a failed one holds its message. UTF-8 XML."""
     failures = sum(not check["passed"] for check in checks)
     numbers = {"tests": str(len(checks)), "failures": str(failures), "errors": "0", "skipped": "0"}
     suites = ElementTree.Element("testsuites", numbers | {"time": f"{seconds:.3f}"})
-    suite = ElementTree.SubElement(
-        suites, "testsuite", {"name": "distilkit robustness", **numbers, "time": f"{seconds:.3f}"}
-    )
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": suite_name, **numbers, "time": f"{seconds:.3f}"})
     for check in checks:
         # The time belongs to the curves, which all checks share.
         case = ElementTree.SubElement(

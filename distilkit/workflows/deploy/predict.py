@@ -75,7 +75,7 @@ def predict(
     paths, unanswered = find(images)
     predictions: list[dict[str, Any]] = []
     done = 0
-    for part, pixels in _decoded(paths, deployed.preparation, deployed.batch or batch or _fitting(deployed), threads):
+    for part, pixels in decoded(paths, deployed.preparation, deployed.batch or batch or _fitting(deployed), threads):
         whole = [(path, each) for path, each in zip(part, pixels, strict=True) if not isinstance(each, str)]
         unanswered += [Unread(path, each) for path, each in zip(part, pixels, strict=True) if isinstance(each, str)]
         if whole:
@@ -212,7 +212,7 @@ def run(deployed: Deployed, images_NHWC: NDArray[np.uint8], file: Path) -> NDArr
     return np.asarray(probabilities[:count], dtype=np.float32)
 
 
-def _decoded(
+def decoded(
     paths: Sequence[str], preparation: Preparation, batch: int, threads: int | None
 ) -> Iterator[tuple[Sequence[str], list[Pixels | str]]]:
     """One batch after another, the next one being decoded meanwhile: its paths, and of each its pixels or a reason."""

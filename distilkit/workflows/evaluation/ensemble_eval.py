@@ -18,8 +18,9 @@ from distilkit.models import own
 from distilkit.observer import Observer
 from distilkit.runs.data_record import DataRecord
 from distilkit.runs.run import Run, find_run
-from distilkit.workflows.evaluation.evaluate import SplitName, require_split
+from distilkit.workflows.evaluation.evaluate_run import require_split
 from distilkit.workflows.evaluation.logits import predict_members
+from distilkit.workflows.evaluation.predicting import SplitName
 
 
 def ensemble_eval(

@@ -4,6 +4,9 @@
 at = 2.0
 max_increase = 5.0
 
+[[error]]                      # the test error itself, at magnitude 0, in percent
+max_error = 10.0
+
 [[sharpness]]                  # the magnitude at which it has risen by `rise` points, mean over directions
 rise = 10.0
 min_magnitude = 1.5
@@ -57,6 +60,29 @@ class Threshold(_Section):
             "message": f"the test error rises by {increase:.2f} points at d = {self.at:g}, mean over directions "
             f"({self.max_increase:g} are allowed)",
             "passed": math.isfinite(increase) and increase <= self.max_increase,
+        }
+
+
+class ErrorThreshold(_Section):
+    """The test error of the model as it is, at magnitude 0, may be at most `max_error` percent."""
+
+    max_error: Annotated[float, Field(ge=0, le=100)]
+
+    def check(self, run: dict[str, Any]) -> dict[str, Any]:
+        """The verdict on a run's curves, or where parameters stay on its images."""
+        if "curves" in run:
+            at = run["magnitudes"].index(0.0)
+            error = statistics.fmean(curve[at] for curve in run["curves"]["test"])
+        else:
+            error = run["inputs"]["clean"]
+        return {
+            "kind": "error",
+            "run": run["run"],
+            "name": "test error at d = 0",
+            "max_error": self.max_error,
+            "error": error,
+            "message": f"the test error is {error:.2f} % ({self.max_error:g} % are allowed)",
+            "passed": math.isfinite(error) and error <= self.max_error,
         }
 
 
@@ -116,18 +142,23 @@ class InputThreshold(_Section):
 class Thresholds(_Section):
     """Everything that is checked."""
 
+    error: tuple[ErrorThreshold, ...] = ()
     parameters: tuple[Threshold, ...] = ()
     sharpness: tuple[SharpnessThreshold, ...] = ()
     inputs: tuple[InputThreshold, ...] = ()
 
     @property
-    def all(self) -> Sequence[Threshold | SharpnessThreshold | InputThreshold]:
+    def all(self) -> Sequence[ErrorThreshold | Threshold | SharpnessThreshold | InputThreshold]:
         """In the order of the kinds."""
-        return (*self.parameters, *self.sharpness, *self.inputs)
+        return (*self.error, *self.parameters, *self.sharpness, *self.inputs)
 
     def with_parameters(self, threshold: Threshold) -> "Thresholds":
         """One more, from the command line."""
         return self.model_copy(update={"parameters": (*self.parameters, threshold)})
+
+    def with_error(self, threshold: ErrorThreshold) -> "Thresholds":
+        """One more, from the command line."""
+        return self.model_copy(update={"error": (*self.error, threshold)})
 
 
 def read_thresholds(file: Path) -> Thresholds:
@@ -165,6 +196,13 @@ def threshold_of_options(max_increase: float, at: float) -> Threshold:
     return Threshold(max_increase=max_increase, at=at)
 
 
+def error_threshold(max_error: float) -> ErrorThreshold:
+    """--max-error. Raises `UserError` that names it."""
+    if not (math.isfinite(max_error) and 0 <= max_error <= 100):
+        raise UserError(f"--max-error must be 0 to 100 percent, not {max_error:g}", "--max-error 10")
+    return ErrorThreshold(max_error=max_error)
+
+
 def check_kind(name: str) -> None:
     """Raise `UserError` with the nearest name unless images can be perturbed so."""
     if name not in corruption.names():
@@ -181,6 +219,7 @@ def _fault(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         section = str(fault["loc"][0])
         models: dict[str, type[_Section]] = {
+            "error": ErrorThreshold,
             "parameters": Threshold,
             "sharpness": SharpnessThreshold,
             "inputs": InputThreshold,
