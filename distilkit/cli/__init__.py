@@ -103,6 +103,15 @@ def _distilkit(
     require_no_libraries()
 
 
+def _as_setting(option: str) -> str | None:
+    """How what was typed as an option is set, where a recipe has such a key: "--epochs" by "--set train.epochs=..."."""
+    from distilkit.recipe.sections import SECTIONS, known_keys
+
+    key = option.lstrip("-").replace("-", "_")
+    section = next((section for section in SECTIONS if key in known_keys(section)), None)
+    return f"it is a setting of the recipe: --set {section}.{key}=..." if section else None
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit status.
 
@@ -230,7 +239,10 @@ def _status(arguments: Sequence[str]) -> int:
             # Some versions of Typer put pydantic's words in front of the message, and brackets around our own.
             usage = re.sub(r"\[(\[[^\[\]]+\])(\.\.\.)?\]", r"\1", context.get_usage()) if context else ""
             message = error.format_message().replace("Value error, ", "")
-            console.report_usage_error(message, usage, f"{path} --help lists what there is", as_json)
+            hint = f"{path} --help lists what there is"
+            if path.endswith(" train") and (option := getattr(error, "option_name", None)):
+                hint = _as_setting(str(option)) or hint
+            console.report_usage_error(message, usage, hint, as_json)
             return 2
         signum = getattr(error, "signum", None)
         if signum is not None:  # training.interrupt.Interrupted

@@ -3,6 +3,7 @@
 import datetime
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,11 @@ def find(source: str | Path, builtin: Mapping[str, Path]) -> Path:
         return builtin[name]
     if path_exists:
         inner = path / "recipe.toml"
-        hint = f"its recipe is {inner}" if inner.is_file() else "name the file in it"
+        hint = "name the file in it"
+        if inner.is_file():
+            hint = f"its recipe is {inner}"
+        elif path.is_dir():
+            hint = f"a recipe for images of your own is written by: distilkit init {shlex.quote(str(path))}"
         raise UserError(f"{str(source)!r} is {'a folder' if path.is_dir() else 'not a plain file'}, not a recipe", hint)
     raise UserError(
         f"there is no recipe {str(source)!r}, neither a file nor a built-in one; {_some(name, builtin)}",
