@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Result, train_tiny
 from scipy.stats import binomtest
 from sklearn import metrics as sklearn
@@ -246,3 +247,20 @@ def test_robustness_has_a_gate_on_the_error_itself(shipped: dict[str, Path], dis
     assert (
         distilkit("robustness", shipped["run"], "--no-parameters", "--inputs", "noise", "--max-error", "0").status == 1
     )
+
+
+def test_the_workflow_to_copy_runs_through_the_installed_command(
+    shipped: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilkit: Command
+) -> None:
+    file = Path(__file__).parents[1] / "docs" / "gate-ci.yml"
+    steps = yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"]["gate"]["steps"]
+    (command,) = [step["run"] for step in steps if step.get("run", "").startswith("distilkit")]
+    monkeypatch.chdir(tmp_path)
+    assert distilkit("prune-branches", shipped["run"], "--output", "models/small").status == 0
+    make(tmp_path / "images", test={"x.png": "PNG", "y.jpg": "JPEG"})
+    script = [sys.executable, "-m", "distilkit", *command.split()[1:]]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr  # one epoch on six images passes no gate of 10 %
+    assert ElementTree.parse("gate.xml").getroot().get("tests") == "2"
+    assert Path("predictions.csv").is_file()
+    assert "::error title=error::" in done.stderr

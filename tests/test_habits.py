@@ -45,11 +45,12 @@ def test_a_workflow_may_do_no_more_than_it_must_and_calls_targets_that_there_are
         assert not writes or "environment" in job
 
 
-def test_the_workflow_to_copy_uses_the_same_actions_as_ours() -> None:
+@pytest.mark.parametrize("name", ["robustness-ci.yml", "gate-ci.yml"])
+def test_the_workflow_to_copy_uses_the_same_actions_as_ours(name: str) -> None:
     def used(file: Path) -> set[str]:
         return set(re.findall(r"uses: (actions/\S+)", file.read_text(encoding="utf-8")))
 
-    printed = used(ROOT / "docs" / "robustness-ci.yml")
+    printed = used(ROOT / "docs" / name)
     assert printed
     assert printed <= set().union(*map(used, WORKFLOWS)), "dependabot does not look into docs/"
 

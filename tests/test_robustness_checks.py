@@ -180,7 +180,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def test_the_file_that_the_documentation_shows_is_a_thresholds_file(tmp_path: Path) -> None:
     shown = (DOCS / "robustness.md").read_text().split("```toml\n")[1].split("```")[0]
     (tmp_path / "t.toml").write_text(shown)
-    assert len(read_thresholds(tmp_path / "t.toml").all) == 3
+    assert len(read_thresholds(tmp_path / "t.toml").all) == 4
 
 
 def test_the_documented_severities_are_those_that_are_applied() -> None:
