@@ -56,7 +56,7 @@ def test_a_thresholds_file_is_read_whole(tmp_path: Path) -> None:
         ("[[parameters]]\nat = 0\nmax_increase = 1\n", r"parameters\[1\]\.at: input should be greater than 0"),
         ("[[parameters]]\nat = 1\nmax_increase = nan\n", r"parameters\[1\]\.max_increase: input should be a finite"),
         ("[[parameters]]\natt = 1\nat = 1\nmax_increase = 1\n", r"no parameters\[1\]\.att; .*did you mean 'at'"),
-        ("[[parametres]]\nat = 1\n", r"no parametres; there are parameters, .*did you mean 'parameters'"),
+        ("[[parametres]]\nat = 1\n", r"no parametres; there are error, parameters, .*did you mean 'parameters'"),
         ("[parameters]\nat = 1\n", "parameters: input should be a valid tuple"),
         ('[[inputs]]\nperturbation = "nois"\nseverity = 1\nmax_increase = 1\n', "no perturbation of images 'nois'"),
         ('[[inputs]]\nperturbation = "noise"\nseverity = 6\nmax_increase = 1\n', r"inputs\[1\]\.severity: .*less than"),
