@@ -24,6 +24,7 @@ SETTINGS = (
     "train.epochs=3",
     "train.checkpoint_steps=2",
     "train.ema=0.9",
+    "train.recalibrate=100",
     "train.clip_norm=1.0",
     "data.validation=0.1",
 )
@@ -38,6 +39,7 @@ WRITING = (
     Moment("before step_N", 4),
     Moment("after step_N", 5),
     Moment("after step_N", 9),
+    Moment("half average.safetensors", 2),
     Moment("half last", 6),
     Moment("before last", 7),
     Moment("after last", 3),

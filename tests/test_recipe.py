@@ -868,7 +868,8 @@ def test_of_many_built_in_recipes_a_message_names_those_most_like_what_was_typed
 def test_a_folder_is_refused_and_a_run_s_recipe_is_hinted_at(folder: Path) -> None:
     Path("runs").mkdir()
     error = refused("runs")
-    assert (error.problem, error.hint) == ("'runs' is a folder, not a recipe", "name the file in it")
+    hint = "name the file in it, or have a recipe for the images in it written: distilkit init runs"
+    assert (error.problem, error.hint) == ("'runs' is a folder, not a recipe", hint)
     write("runs/recipe.toml", SMALL)
     assert refused("runs").hint == f"its recipe is {Path('runs/recipe.toml')}"
 

@@ -174,7 +174,7 @@ def _also_changed(name: str) -> set[str]:
         {"schedule.name", "schedule.cycles", "schedule.milestones", "schedule.gamma"} if "snapshot" in name else set()
     )
     if re.search(r"(^|_)kd", name):
-        also |= {f"teacher{key}" for key in ("", ".run", ".temperature", ".weight", ".rampup_epochs")}
+        also |= {f"teacher{key}" for key in ("", ".run", ".temperature", ".weight", ".rampup_epochs", ".allow_weak")}
         also -= {"teacher"}
     also |= set() if _dataset(name) == "cifar100" else {"data.dataset"}
     if _dataset(name) in ("svhn", "imagenet"):

@@ -62,7 +62,7 @@ def find(source: str | Path, builtin: Mapping[str, Path]) -> Path:
         if inner.is_file():
             hint = f"its recipe is {inner}"
         elif path.is_dir():
-            hint = f"a recipe for images of your own is written by: distilkit init {shlex.quote(str(path))}"
+            hint += f", or have a recipe for the images in it written: distilkit init {shlex.quote(str(path))}"
         raise UserError(f"{str(source)!r} is {'a folder' if path.is_dir() else 'not a plain file'}, not a recipe", hint)
     raise UserError(
         f"there is no recipe {str(source)!r}, neither a file nor a built-in one; {_some(name, builtin)}",

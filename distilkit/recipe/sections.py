@@ -84,7 +84,8 @@ class DataSection(_Section):
         json_schema_extra={"default": "3 for image-folder"},
     )
     validation: Annotated[
-        Epochs | Literal["folder"], Wording('a number of images, a fraction of them, or "folder"')
+        Epochs | Literal["folder"],
+        Wording('an integer of 0 or more, or a number of 0 or more and below 1, or "folder"'),
     ] = Field(
         0,
         description="Held out of the training images: how many, or which fraction of them. `folder`: the data's own, "

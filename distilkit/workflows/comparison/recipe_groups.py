@@ -170,7 +170,8 @@ def _identity(run: Run, precision: str) -> str:
 
 def _settings(run: Run) -> dict[str, Any]:
     """What the recipe says, apart from `APART`, with files named by what is in them."""
-    settings = _own_settings(run.recipe, run.record.get("teacher_sha256", ()))
+    digests = run.record.get("teacher_sha256")
+    settings = _own_settings(run.recipe, digests if isinstance(digests, list) else ())
     # A run whose recipe was changed in its middle is no run of the recipe that it ended with.
     if changes := run.record.get("recipe_changes"):
         settings["changed"] = [change.get("changes") for change in changes]

@@ -110,19 +110,24 @@ def _seeds_of(group: RecipeGroup, kind: str) -> dict[str, list[int]]:
 
 def _condition(run: Run, kind: str) -> object:
     record = run.record
+
+    def inside(key: str, name: str) -> object:
+        table = record.get(key)
+        return table.get(name) if isinstance(table, dict) else None
+
     match kind:
         case "precision":
-            return record.get("precision", {}).get("used")
+            return inside("precision", "used")
         case "epochs":
             return record["final"]["epochs"]
         case "device":
             return record.get("device")
         case "torch":
-            return record.get("versions", {}).get("torch")
+            return inside("versions", "torch")
         case _:
             # On a GPU the number of the CPU's threads means nothing.
             on_cpu = str(record.get("device", "")).startswith("cpu")
-            return record.get("threads", {}).get("used") if on_cpu else None
+            return inside("threads", "used") if on_cpu else None
 
 
 def _trained_apart(ours: RecipeGroup, theirs: RecipeGroup) -> str | None:
