@@ -1,6 +1,7 @@
 """Folders of images as people have them: other endings, what other programs leave, validation folders."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,3 +198,11 @@ def test_the_whole_folder_has_the_same_fingerprint_either_way(recipe: Path, tmp_
     whole = datasets.load("image-folder", root, download=False, image_size=8)
     alone = datasets.load_test_folder(root, whole.spec, "resident", None)
     assert alone.fingerprints["test"] == whole.fingerprints["test"]
+
+
+def test_a_pipe_in_a_class_folder_is_not_opened(tmp_path: Path) -> None:
+    root = make(tmp_path / "data", train=None, test=None)
+    os.mkfifo(root / "train" / "cat" / "pipe")
+    layout = find_images(root)
+    assert len(layout.samples["train"]) == 6
+    assert [Path(path).name for path in layout.passed_over] == ["pipe"]

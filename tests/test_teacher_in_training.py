@@ -132,3 +132,11 @@ def test_a_teacher_may_know_more_classes_and_larger_images(
     text = (Path(done.json["run"]) / "recipe.toml").read_text(encoding="utf-8")
     assert '"cat"' in text
     assert "classes.txt" not in text
+
+
+def test_no_message_quotes_the_file_of_classes(recipe: Path, tmp_path: Path, distilkit: Command) -> None:
+    (tmp_path / "secret").write_text("hunter2\n0\nhunter3\n", encoding="utf-8")
+    done = distilkit("train", recipe, "--set", f"teacher.classes={tmp_path / 'secret'}", "--dry-run")
+    assert done.status == 2
+    assert "is not among the 3 that are given for the teacher" in " ".join(done.err.split())
+    assert "hunter" not in done.err + done.out
