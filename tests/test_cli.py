@@ -238,7 +238,7 @@ USAGE_FAULTS = {
     "unknown kind of directions": (("robustness", "--directions-kind", "square"), "square"),
     "not a number": (("robustness", "--steps", "three"), "--steps"),
     "opset out of range": (("export", "--opset", "3"), "--opset"),
-    "one argument too many": (("evaluate", "here", "there"), "there"),
+    "one argument too many": (("prune-branches", "here", "there"), "there"),
 }
 
 
