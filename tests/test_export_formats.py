@@ -600,10 +600,10 @@ def test_commands_that_do_not_take_a_file_say_which_do(
     assert predicted.status == 2
     assert word in predicted.err
     assert ".onnx" in predicted.err
-    for command in ("evaluate", "robustness"):
+    for command in ("ensemble-eval", "robustness"):
         result = distilkit(command, file)
         assert result.status == 2
-        assert "benchmark" in result.err
+        assert "an exported file is for predict (.onnx), evaluate and benchmark" in " ".join(result.err.split())
 
 
 @pytest.mark.parametrize("format", OTHERS)

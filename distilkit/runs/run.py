@@ -534,7 +534,7 @@ def find(path: Path | None, runs: Path) -> Run | PrunedModel:
         near = [str(folder) for folder in _run_folders(path.parent)] or [str(folder) for folder in _run_folders(runs)]
         hint = f"there are: {', '.join(near[-5:])}" if near else "train one first: distilkit train quickstart"
         if path.is_file() and path.suffix in EXPORTED:
-            hint = f"an exported file is for predict (.onnx) and benchmark; {hint}"
+            hint = f"an exported file is for predict (.onnx), evaluate and benchmark; {hint}"
         raise UserError(f"{path} {problem}", hint)
     return Run.open(path)
 
